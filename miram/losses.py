@@ -6,7 +6,6 @@
 __all__ = ['patch_targets', 'masked_mse', 'scale_mask', 'MultiScaleLoss']
 
 # %% ../nbs/21_losses.ipynb #1ebe2301
-import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from math import isqrt
@@ -32,7 +31,8 @@ def masked_mse(
     mask:Tensor|None=None, # Weight of each patch `(B,N)`, 1 where hidden; all patches count when absent
 )->Tensor:                 # Scalar; 0 when no patch counts
     "Mean squared error over the patches that `mask` selects; raises `ValueError` for shapes that differ"
-    if pred.shape!=target.shape: raise ValueError(f'predicted patches {tuple(pred.shape)} and true patches {tuple(target.shape)} differ in shape')
+    if pred.shape!=target.shape:
+        raise ValueError(f'predicted patches {tuple(pred.shape)} and true patches {tuple(target.shape)} differ in shape')
     err = (pred.float()-target.float()).square().mean(-1)               # (B,N)
     return err.mean() if mask is None else (err*mask).sum()/mask.sum().clamp(min=1)
 
@@ -61,14 +61,16 @@ class MultiScaleLoss:
         self.patch_size,self.scales,self.norm_pix,self.target = patch_size,tuple(scales),norm_pix,target
         self.weights = (1.,)*n if weights is None else tuple(weights)
         self.masked_only = (masked_only,)*n if isinstance(masked_only, bool) else tuple(masked_only)
-        if len(self.weights)!=n or len(self.masked_only)!=n: raise ValueError(f'{n} scales need {n} weights and masked_only, got {self.weights} and {self.masked_only}')
+        if len(self.weights)!=n or len(self.masked_only)!=n:
+            raise ValueError(f'{n} scales need {n} weights and masked_only, got {self.weights} and {self.masked_only}')
         if target not in ('native','upsampled'): raise ValueError(f"target is 'native' or 'upsampled', got {target!r}")
 
 # %% ../nbs/21_losses.ipynb #e441cc36
 @patch
 def _target_image(self:MultiScaleLoss, high, factor, scale):
     "The image that the decoder of `scale` should show, when `high` is `factor` times the encoder's input"
-    if factor%scale: raise ValueError(f'scale {scale} needs a target image whose size is a multiple of {scale} times the input, but it is {factor} times')
+    if factor%scale:
+        raise ValueError(f'scale {scale} needs a target image whose size is a multiple of {scale} times the input; it is {factor} times')
     if self.target=='native': return downsample(high, factor//scale)
     low = downsample(high, factor)
     return low if scale==1 else F.interpolate(low, scale_factor=scale, mode='bicubic', align_corners=False)
@@ -84,10 +86,13 @@ def parts(self:MultiScaleLoss,
     if h*w!=n*p*p*f*f or h%(p*f) or w%(p*f): raise ValueError(f'a target of {h}x{w} pixels is no whole multiple of {n} patches of {p}x{p}')
     if len(out.preds)!=len(self.scales): raise ValueError(f'the model predicts {len(out.preds)} scales, the loss expects {self.scales}')
     grid = (h//(p*f), w//(p*f))
-    return tuple(masked_mse(pred, patch_targets(self._target_image(high, f, s), p, self.norm_pix), scale_mask(out.mask, grid, s) if only else None)
+    return tuple(masked_mse(pred, patch_targets(self._target_image(high, f, s), p, self.norm_pix),
+                            scale_mask(out.mask, grid, s) if only else None)
                  for pred,s,only in zip(out.preds, self.scales, self.masked_only))
 
 @patch
 def __call__(self:MultiScaleLoss, out, high):
-    "Weighted sum of `parts`"
-    return sum(w*l for w,l in zip(self.weights, self.parts(out, high)))
+    "Weighted sum of `parts`, which stay in `last`, detached, for whoever keeps a record"
+    parts = self.parts(out, high)
+    self.last = tuple(l.detach() for l in parts)
+    return sum(w*l for w,l in zip(self.weights, parts))

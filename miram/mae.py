@@ -57,6 +57,8 @@ class Decoder(nn.Module):
         x:Tensor, # Tokens of the full grid with prefix `(B,P+N,D)`
     )->Tensor:    # Predicted patches `(B,N,p*p*C)`
         "Add positions, mix, predict; raises `ValueError` for another number of tokens"
-        if x.shape[1]!=self.pos.shape[1]: raise ValueError(f'the decoder was built for {self.pos.shape[1]} tokens ({self.n_prefix}+{self.grid[0]}x{self.grid[1]}), got {x.shape[1]}')
+        if x.shape[1]!=self.pos.shape[1]:
+            raise ValueError(
+                f'the decoder was built for {self.pos.shape[1]} tokens ({self.n_prefix}+{self.grid[0]}x{self.grid[1]}), got {x.shape[1]}')
         x = self.norm(self.blocks(x+self.pos.to(x.dtype)))
         return self.head(x[:,self.n_prefix:])

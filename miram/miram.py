@@ -52,7 +52,8 @@ class MIRAM(nn.Module):
         super().__init__()
         grid,dims = encoder.patch_embed.grid_size,[d.dim for d in decoders]
         _check_decoders(grid, decoders, scales, encoder.num_prefix_tokens)
-        if share_embed and len(set(dims))>1: raise ValueError(f'decoders of widths {dims} cannot share a projection; pass share_embed=False')
+        if share_embed and len(set(dims))>1:
+            raise ValueError(f'decoders of widths {dims} cannot share a projection; pass share_embed=False')
         self.encoder,self.decoders,self.scales,self.grid = encoder,nn.ModuleList(decoders),tuple(scales),tuple(grid)
         self.mask_ratio,self.interp,self.patch_size = mask_ratio,interp,encoder.patch_size
         dims = dims[:1] if share_embed else dims
@@ -62,11 +63,13 @@ class MIRAM(nn.Module):
 
 def _check_decoders(grid, decoders, scales, n_prefix):
     "Raise `ValueError` unless there is one decoder a scale, each on the right grid"
-    if len(decoders)!=len(scales) or not decoders: raise ValueError(f'{len(decoders)} decoders for the scales {tuple(scales)}; one each is needed')
+    if len(decoders)!=len(scales) or not decoders:
+        raise ValueError(f'{len(decoders)} decoders for the scales {tuple(scales)}; one each is needed')
     for d,s in zip(decoders, scales):
         want = (grid[0]*s, grid[1]*s)
         if d.grid!=want or d.n_prefix!=n_prefix:
-            raise ValueError(f'the decoder of scale {s} works on a grid of {d.grid} with {d.n_prefix} prefix tokens, the encoder needs {want} with {n_prefix}')
+            raise ValueError(f'the decoder of scale {s} works on a grid of {d.grid} with {d.n_prefix} prefix tokens, '
+                             f'the encoder needs {want} with {n_prefix}')
 
 # %% ../nbs/23_miram.ipynb #edcb0c58
 @patch
@@ -114,7 +117,7 @@ def create_miram(
     attn_kw:dict|None=None,   # Passed to the linear attention, such as `dict(landmarks=64)`
     **kwargs                  # Passed to `create_encoder`
 )->MIRAM:
-    "MIRAM with an encoder and decoders by name (arXiv 2503.07157; the defaults are the authors' settings); raises `ValueError` for unknown names"
+    "MIRAM by name, the authors' settings by default (arXiv 2503.07157); raises `ValueError` for unknown names"
     if attention not in attention_names(): raise ValueError(f'unknown attention {attention!r}; there are {", ".join(attention_names())}')
     enc = create_encoder(arch, img_size, patch_size, in_chans, **kwargs)
     def dec(s):

@@ -87,7 +87,8 @@ def forward_visible(self:Encoder,
 )->Tensor:     # Prefix and visible tokens `(B,P+K,D)`, after the final norm
     "Encode only the patches that `mask` leaves visible; raises `ValueError` for images of another size or number of channels"
     want = (self.in_chans, *self.patch_embed.img_size)
-    if tuple(x.shape[1:])!=want: raise ValueError(f'the encoder was built for images of (C,H,W) = {want}, got {tuple(x.shape[1:])}; see `set_input_size`')
+    if tuple(x.shape[1:])!=want:
+        raise ValueError(f'the encoder was built for images of (C,H,W) = {want}, got {tuple(x.shape[1:])}; see `set_input_size`')
     return self.norm(self.blocks(self.norm_pre(self._embed_visible(x, mask))))
 
 # %% ../nbs/20_vit.ipynb #aaacb334

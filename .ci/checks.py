@@ -1,0 +1,278 @@
+"""Everything `.ci/run` checks beside the notebooks themselves. All checks run, also after one has failed; none writes into the project.
+
+    python .ci/checks.py [CHECK …]
+
+A check is a function: it returns a remark, raises `Skip` where it cannot run, and fails by any other exception.
+"""
+import ast, difflib, functools, html, json, re, shutil, sys, tempfile, time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+from common import ROOT, copy_tree, run, tally
+
+BIN, TMP = Path(sys.executable).parent, Path(tempfile.gettempdir())
+CHECKS = []
+
+class Skip(Exception): "What a check raises that cannot run here"
+
+def check(f):
+    "Add `f` to the checks, in the order of this file"
+    CHECKS.append(f)
+    return f
+
+def once(f):
+    "Call `f` the first time; later calls give the same result, or say that it failed"
+    got = []
+    @functools.wraps(f)
+    def inner():
+        if not got:
+            try: got.append(f())
+            except Skip: raise
+            except Exception: got.append(AssertionError(f'{f.__name__} failed above')); raise
+        if isinstance(got[0], Exception): raise got[0]
+        return got[0]
+    return inner
+
+def texts(top, *patterns):
+    "Path below `top` → text, for the files that match"
+    return {f.relative_to(top).as_posix(): f.read_text(encoding='utf-8') for p in patterns for f in sorted(top.glob(p)) if f.is_file()}
+
+def same(old, new, what):
+    "Fail with the first differences between two dicts of texts"
+    lines = []
+    for f in sorted(old.keys() | new.keys()):
+        if f not in old or f not in new: lines.append(f'{f}: ' + ('is not there' if f not in old else 'should not be there'))
+        elif old[f] != new[f]:
+            lines += list(difflib.unified_diff(old[f].splitlines(), new[f].splitlines(), f, 'expected', lineterm='', n=1))[:25]
+    if lines: raise AssertionError('\n'.join([what] + lines[:80]))
+
+def cells():
+    "`(notebook, number, cell, source)` for every cell of every notebook"
+    for f in sorted((ROOT/'nbs').rglob('*.ipynb')):
+        if any(o.startswith(('.', '_')) for o in f.relative_to(ROOT).parts): continue
+        for i, c in enumerate(json.loads(f.read_text(encoding='utf-8'))['cells']):
+            yield f.relative_to(ROOT).as_posix(), i, c, ''.join(c['source'])
+
+def none(wrong, what):
+    "Fail when the list `wrong` holds anything"
+    if wrong: raise AssertionError('\n'.join([what] + wrong[:40]))
+
+@check
+def notebooks_clean():
+    "nbdev_clean finds nothing to do"
+    tree = copy_tree(TMP/'clean')
+    run(BIN/'nbdev_clean', cwd=tree)
+    same(texts(ROOT, 'nbs/**/*.ipynb'), texts(tree, 'nbs/**/*.ipynb'), "not clean: 'make export'")
+
+@check
+def export_in_sync():
+    "nbdev_export, from nothing, writes the modules that stand here"
+    tree = copy_tree(TMP/'export')
+    version = (tree/'miram'/'__init__.py').read_text()
+    shutil.rmtree(tree/'miram')
+    (tree/'miram').mkdir()
+    (tree/'miram'/'__init__.py').write_text(version)
+    run(BIN/'nbdev_export', cwd=tree, env={'PYTHONPATH': str(tree)})
+    files = 'miram/**/*.py', 'settings.ini', 'setup.py', 'pyproject.toml'
+    same(texts(ROOT, *files), texts(tree, *files), "miram/ is not what the notebooks export: 'make export'")
+
+@check
+def readme_in_sync():
+    "README.md is what nbs/index.ipynb gives"
+    return run(sys.executable, ROOT/'.ci'/'readme.py', '--check').strip()
+
+@check
+def pyflakes():
+    "pyflakes has nothing to say about miram/ and .ci/"
+    run(sys.executable, '-m', 'pyflakes', 'miram', '.ci')
+
+@check
+def line_length():
+    "No line of code is longer than 140 columns"
+    files = texts(ROOT, 'miram/**/*.py', '.ci/*', 'setup.py', 'Makefile')
+    files.pop('miram/_modidx.py', None)
+    wrong = [f'{f}:{n}: {len(o)} columns' for f, text in files.items() for n, o in enumerate(text.splitlines(), 1) if len(o) > 140]
+    code = [(f'{f} [{i}]', src.splitlines()) for f, i, c, src in cells() if c['cell_type'] == 'code']
+    wrong += [f'{where}: {len(o)} columns: {o[:60]}…' for where, lines in code for o in lines if len(o) > 140]
+    none(wrong, 'too long:')
+
+@check
+def notebook_form():
+    "The title stands alone in its cell, and so do imports: the documentation build runs cells with imports, and only those"
+    wrong = []
+    for f, i, c, src in cells():
+        if i == 0 and not re.fullmatch(r'# [^\n]+\n+> [^\n]+\s*', src): wrong.append(f'{f} [0]: not a title and a subtitle alone')
+        if c['cell_type'] != 'code' or re.search(r'^#\s*\|\s*(export|default_exp)|nbdev_export\(|^\s*[%!]', src, re.M): continue
+        nodes = list(ast.walk(ast.parse(src)))
+        if any(isinstance(o, (ast.Import, ast.ImportFrom)) for o in nodes) and any(isinstance(o, (ast.Expr, ast.Assign)) for o in nodes):
+            wrong.append(f'{f} [{i}]: imports and other code in one cell: {src.strip().splitlines()[-1][:60]}')
+    none(wrong, 'notebooks that the documentation build reads wrongly:')
+
+@once
+def site():
+    "The folder with the site's source; the site is in its `_docs`"
+    if sys.version_info < (3, 11): raise Skip('smalldocs needs Python 3.11')
+    run(sys.executable, ROOT/'.ci'/'docs.py', '--work', TMP/'docs')
+    return TMP/'docs'/'_proc'
+
+@check
+def docs_built():
+    "The documentation builds, one page a notebook"
+    pages = [o for o in (site()/'_docs').rglob('*.html') if o.name != '404.html']
+    count = len({f for f, *_ in cells()})
+    assert len(pages) == count, f'{len(pages)} pages from {count} notebooks'
+    return f'{count} pages'
+
+@check
+def docs_links():
+    "smalldocs check finds no broken link in it"
+    return run(BIN/'smalldocs', 'check', site()).strip()
+
+PROBE = '''<script>addEventListener("load", () => {
+  const broken = [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.getAttribute("src"));
+  document.documentElement.setAttribute("data-broken", JSON.stringify(broken)); });</script>'''
+
+class Pages(SimpleHTTPRequestHandler):
+    "The site, each page with a script that reports pictures that did not load"
+    def do_GET(self):
+        f = Path(self.translate_path(self.path))
+        if f.suffix != '.html' or not f.exists(): return super().do_GET()
+        body = f.read_text(encoding='utf-8').replace(' loading="lazy"', '').replace('</body>', PROBE + '</body>').encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'text/html; charset=utf-8')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+
+def open_page(browser, url, profile):
+    "Title and broken pictures of the page at `url`, as the browser sees it"
+    dom = run(browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+              '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', f'--user-data-dir={profile}',
+              '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--virtual-time-budget=20000', '--dump-dom', url, timeout=120)
+    title, broken = re.search(r'<title>(.*?)</title>', dom, re.S), re.search(r'data-broken="([^"]*)"', dom)
+    assert title and broken, f'{url} did not load:\n{dom[-2000:]}'
+    return html.unescape(title[1]), json.loads(html.unescape(broken[1]))
+
+@check
+def docs_in_browser():
+    "A browser opens the landing page and two others, finds their titles, and every picture loads"
+    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+    if not browser: raise Skip('no Chromium is installed')
+    out = site()/'_docs'
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Pages, directory=str(out)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    titles = {}
+    try:
+        for page in ['index.html', 'patches.html', 'miram.html']:
+            title, broken = open_page(browser, f'http://127.0.0.1:{server.server_port}/{page}', TMP/'browser')
+            nb = json.loads((site()/page).with_suffix('.ipynb').read_text())
+            want = re.search(r'^title: *(.+)$', ''.join(nb['cells'][0]['source']), re.M)[1].strip('\'"')
+            assert want in title, f'{page}: the title is {title!r}, not {want!r}'
+            assert not broken, f'{page}: pictures that do not load: {broken}'
+            titles[page] = title
+    finally: server.shutdown()
+    return ', '.join(titles.values())
+
+@once
+def wheel():
+    "The wheel, built from the source distribution as an index would get it"
+    run(BIN/'uv', 'build', '--out-dir', TMP/'dist', '--python', sys.executable, cwd=copy_tree(TMP/'wheel'))
+    found = list((TMP/'dist').glob('*.whl'))
+    assert len(found) == 1, f'wheels built: {found}'
+    return found[0]
+
+@check
+def wheel_built():
+    "Source distribution and wheel build, and hold every module"
+    from zipfile import ZipFile
+    names = set(ZipFile(wheel()).namelist())
+    missing = texts(ROOT, 'miram/**/*.py').keys() - names
+    assert not missing, f'not in the wheel: {sorted(missing)}'
+    others = {o.split('/')[0] for o in names if '.dist-info/' not in o} - {'miram'}
+    assert not others, f'does not belong into the wheel: {sorted(others)}'
+    return wheel().name
+
+@once
+def user_env():
+    "A user's environment: the wheel with the newest versions of what it requires, none of the development pins"
+    env = TMP/'user'
+    run(BIN/'uv', 'venv', '--python', sys.executable, env)
+    run(BIN/'uv', 'pip', 'install', '--python', env/'bin'/'python', wheel())
+    return env/'bin'
+
+def in_user_env(code):
+    "The last line that `code` prints in that environment, in a folder that holds nothing of this one"
+    (TMP/'elsewhere').mkdir(exist_ok=True)
+    return run(user_env()/'python', '-W', 'error::DeprecationWarning:miram', '-I', '-c', code, cwd=TMP/'elsewhere').strip().splitlines()[-1]
+
+@check
+def wheel_imports():
+    "Every module imports in an environment without the pins (newest fastai and fastcore)"
+    return in_user_env('''
+import importlib, pkgutil, miram
+from importlib.metadata import PackageNotFoundError, version
+assert 'site-packages' in miram.__file__, miram.__file__
+names = [o.name for o in pkgutil.walk_packages(miram.__path__, 'miram.') if not o.name.endswith('._modidx')]
+for o in names: importlib.import_module(o)
+try: version('nbdev')
+except PackageNotFoundError: pass
+else: raise SystemExit('nbdev came along: it is for development alone')
+print(f'{len(names)} modules, ' + ', '.join(f'{o} {version(o)}' for o in ('torch', 'timm', 'fastai', 'fastcore')))''')
+
+@check
+def wheel_command():
+    "The command it installs answers"
+    out = run(user_env()/'miram_demo', '--help', cwd=user_env())
+    assert 'usage: miram_demo' in out and '--out' in out, out
+
+@check
+def wheel_computes():
+    "A training step of each attention on made-up images gives finite losses and gradients to every parameter"
+    return in_user_env('''
+import torch
+from miram.attention.registry import attention_names
+from miram.losses import MultiScaleLoss
+from miram.miram import create_miram
+torch.manual_seed(0)
+low, high = torch.rand(2,1,32,32), torch.rand(2,1,64,64)
+res = []
+for name in attention_names():
+    model = create_miram('vit_demo', 32, 8, attention=name, dec_dim=32, dec_depth=1, dec_heads=2)
+    loss = MultiScaleLoss(8)(model(low), high)
+    loss.backward()
+    assert loss.isfinite() and loss > 0, (name, loss)
+    bad = [n for n,p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+    assert not bad, (name, bad)
+    res.append(f'{name} {loss:.2f}')
+print(', '.join(res))''')
+
+def one(f):
+    "Run the check `f`: `('ok' | 'skip' | 'FAILED', remark)`"
+    try: return 'ok', f() or ''
+    except Skip as e: return 'skip', str(e)
+    except (AssertionError, RuntimeError) as e: return 'FAILED', str(e)
+    except Exception as e: return 'FAILED', f'{type(e).__name__}: {e}'
+
+def main():
+    global TMP
+    names, known = set(sys.argv[1:]), [f.__name__ for f in CHECKS]
+    if names - set(known): sys.exit(f'no such check: {", ".join(names - set(known))}; there are {", ".join(known)}')
+    todo = [f for f in CHECKS if not names or f.__name__ in names]
+    count = dict(ok=0, FAILED=0, skip=0)
+    with tempfile.TemporaryDirectory(prefix='miram-checks-') as tmp:
+        TMP = Path(tmp)
+        for f in todo:
+            start = time.time()
+            state, remark = one(f)
+            count[state] += 1
+            brief = f' ({remark})' if remark and state != 'FAILED' else ''
+            print(f'{state:6} {time.time() - start:6.1f} s  {f.__name__}: {f.__doc__}{brief}', flush=True)
+            if state == 'FAILED': print(remark, flush=True)
+    skipped = f', {count["skip"]} skipped' if count['skip'] else ''
+    print(f'checks: {count["ok"]} passed, {count["FAILED"]} failed{skipped}')
+    tally(count['ok'], count['FAILED'], count['skip'])
+    return count['FAILED'] > 0
+
+if __name__ == '__main__': sys.exit(main())
