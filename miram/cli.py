@@ -7,7 +7,8 @@ __all__ = ['DEMO', 'method_costs', 'demo_figures', 'split_counts', 'write_report
            'friendly', 'miram_demo']
 
 # %% ../nbs/60_cli.ipynb #4dfee25b
-import warnings
+import os, warnings
+os.environ.setdefault('GOMP_SPINCOUNT', '20000')
 warnings.filterwarnings('ignore', message='.*torch.jit.script. is deprecated')
 
 # %% ../nbs/60_cli.ipynb #9ce5d503
@@ -111,7 +112,8 @@ def write_report(
     "A self-contained HTML page of a study"
     tab,esc = (lambda d: d.to_html(border=0, na_rep='')),html.escape
     figs = ''.join(f'<h3>{esc(k)}</h3><img alt="{esc(k)}" src="{figure_base64(f)}">' for k,f in figures.items())
-    page = _PAGE.format(title=esc(title), css=_CSS, table=tab(table), counts=tab(counts), figures=figs, facts=esc(json.dumps(facts, indent=1)))
+    page = _PAGE.format(title=esc(title), css=_CSS, table=tab(table), counts=tab(counts), figures=figs,
+                        facts=esc(json.dumps(facts, indent=1)))
     with replacing(path) as f: f.write_text(page, encoding='utf-8')
     return Path(path)
 
@@ -204,14 +206,14 @@ def friendly(
                   file=sys.stderr)
             code = 130
         except (ValueError, OSError) as e:
-            print(f'{f.__name__}: {" ".join(str(e).split())}', file=sys.stderr)
+            print(f'{f.__name__.lstrip("_")}: {" ".join(str(e).split())}', file=sys.stderr)
             code = 1
         raise SystemExit(code)
     return g
 
 # %% ../nbs/60_cli.ipynb #4ce3adcd
 @friendly
-def _demo(out, lesions, images, patients, seeds, epochs, label, methods, context, data_seed):
+def _miram_demo(out, lesions, images, patients, seeds, epochs, label, methods, context, data_seed):
     label = label or ('pathology' if lesions else DEMO.label)
     r = replace(DEMO, seeds=tuple(range(seeds)), label=label, epochs=epochs or DEMO.epochs,
                 methods=tuple(methods.split(',')) if methods else DEMO.methods)
@@ -233,5 +235,5 @@ def miram_demo(
     data_seed:int=0,        # Seed of the phantom and of the split
 ):
     "Pretrain and compare masked autoencoders on lesions, and write a report"
-    _demo(out=out, lesions=lesions, images=images, patients=patients, seeds=seeds, epochs=epochs, label=label, methods=methods,
+    _miram_demo(out=out, lesions=lesions, images=images, patients=patients, seeds=seeds, epochs=epochs, label=label, methods=methods,
           context=context, data_seed=data_seed)

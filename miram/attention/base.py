@@ -316,7 +316,8 @@ def check_compiled(
     attn.eval()
     run = lambda f: (lambda y: (y, *torch.autograd.grad(y.square().sum(), tuple(attn.parameters()))))(f(x))
     for c,e in zip(run(torch.compile(attn, backend=backend, fullgraph=True)), run(attn)):
-        assert relative_error(c, e)<=tol, f'compiled, a tensor of shape {tuple(e.shape)} is off by {relative_error(c, e):.1e}, more than {tol}'
+        err = relative_error(c, e)
+        assert err<=tol, f'compiled, a tensor of shape {tuple(e.shape)} is off by {err:.1e}, more than {tol}'
     with torch.no_grad(): err = relative_error(torch.export.export(attn, (x,)).module()(x), attn(x))
     assert err<=tol, f'exported, the output is off by {err:.1e}, more than {tol}'
 

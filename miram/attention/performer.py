@@ -22,7 +22,7 @@ def orthogonal_features(
 )->Tensor:                              # `(m,d)`
     "`m` Gaussian directions, orthogonal to each other in blocks of `d`; raises `ValueError` for `m` below 1"
     if m<1: raise ValueError(f'{m} features: at least 1 is needed')
-    normal = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)
+    normal = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64, device='cpu')
     q,r = torch.linalg.qr(normal(-(-m//d), d, d))
     q = q*r.diagonal(dim1=-2, dim2=-1).sign()[:,None]
     return (q.mT.flatten(0, 1)[:m]*normal(m, d).norm(dim=1, keepdim=True)).to(torch.get_default_dtype())
@@ -110,23 +110,21 @@ class PerformerAttention(Attention):
         super().__init__(dim, heads, seq_len, grid, n_prefix, qkv_bias)
         self.features = max(1, int(self.d*math.log(self.d))) if features is None else features
         self.shrink,self.balance = shrink,balance
-        seed = int(torch.randint(2**31, ())) if seed is None else seed
-        self.register_buffer('draws', torch.tensor([seed,0])) # the seed, and how often directions were drawn
+        seed = int(torch.randint(2**31, (), device='cpu')) if seed is None else seed
+        self.register_buffer('draws', torch.tensor([seed,0], device='cpu')) # the seed, and how often directions were drawn
         self.register_buffer('projection', torch.empty(self.features, self.d))
         self.redraw()
 
-# %% ../../nbs/12_attention.performer.ipynb #3313f984
-@patch
-@torch.no_grad()
-def redraw(self:PerformerAttention,
-    generator:torch.Generator|None=None, # Draw from this one, and not from the layer's own sequence
-)->PerformerAttention:                   # The same module
-    "Draw new directions, in place"
-    if generator is None:
-        generator = torch.Generator().manual_seed(self.draws.sum().item())
-        self.draws[1] += 1
-    self.projection.copy_(orthogonal_features(self.features, self.d, generator))
-    return self
+    @torch.no_grad()
+    def redraw(self,
+        generator:torch.Generator|None=None, # Draw from this one, and not from the layer's own sequence
+    ):
+        "Draw new directions, in place"
+        if generator is None:
+            generator = torch.Generator().manual_seed(self.draws.sum().item())
+            self.draws[1] += 1
+        self.projection.copy_(orthogonal_features(self.features, self.d, generator))
+        return self
 
 # %% ../../nbs/12_attention.performer.ipynb #624ca52d
 @patch
