@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['frozen', 'low_batch', 'cached_features', 'Part', 'probe_split', 'ProbeResult', 'class_weights', 'weighted_log_loss',
-           'linear_probe', 'knn_vote', 'knn_probe', 'LinearProbe', 'trained_probe']
+           'LinearFit', 'linear_probe', 'knn_vote', 'knn_probe', 'LinearProbe', 'trained_probe']
 
 # %% ../nbs/42_probe.ipynb #bc0b6441
 import copy, numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -120,6 +120,7 @@ class ProbeResult:
     C:float|None=None  # Inverse strength of the penalty chosen on validation; `None` where there is none
     valid:dict|None=None # Loss on validation of each candidate (penalty or epoch)
     seed:int=0         # Seed of the intervals
+    fit:tuple|None=None # `LinearFit` of the chosen linear probe, for keeping it; `None` where there is none
 
 def _result(label, classes, part, probs, **kw):
     return ProbeResult(label, classes, part.y, probs, part.rows.patient_id.to_numpy(), part.rows.lesion_id.to_numpy(), **kw)
@@ -173,6 +174,27 @@ def weighted_log_loss(
     "Class-weighted cross-entropy, by which a probe's setting is chosen on validation"
     return float(log_loss(y, probs, labels=range(len(weight)), sample_weight=np.asarray(weight)[y]))
 
+# %% ../nbs/42_probe.ipynb #2f069dee
+class LinearFit(NamedTuple):
+    "A fitted linear probe: `softmax(((x-mean)/scale) @ weight.T + bias)`"
+    mean: np.ndarray   # Mean of the training features `(D,)`
+    scale: np.ndarray  # Their standard deviation `(D,)`, 1 where it is 0
+    weight: np.ndarray # Coefficients `(C,D)`
+    bias: np.ndarray   # Intercepts `(C,)`
+
+@patch
+def scores(self:LinearFit,
+    x:np.ndarray, # Features `(n,D)`
+)->np.ndarray:    # Class scores `(n,C)`, logits
+    "What softmax makes the class probabilities of"
+    return (x-self.mean)/self.scale @ self.weight.T + self.bias
+
+def _linear_fit(scale, model):
+    "The coefficients of a `StandardScaler` and a `LogisticRegression`; of two classes the first scores 0"
+    w,b = model.coef_, model.intercept_
+    if len(w) == 1: w,b = np.concatenate([0*w, w]), np.concatenate([0*b, b])
+    return LinearFit(scale.mean_, scale.scale_, w, b)
+
 # %% ../nbs/42_probe.ipynb #d17bbeff
 def linear_probe(
     feats:np.ndarray,      # Features `(N,D)`, from `cached_features`
@@ -190,7 +212,8 @@ def linear_probe(
     fits = {c: LogisticRegression(C=c, class_weight='balanced', max_iter=max_iter).fit(scale.transform(tr.x), tr.y) for c in sorted(Cs)}
     valid = {c: weighted_log_loss(va.y, m.predict_proba(scale.transform(va.x)), weight) for c,m in fits.items()}
     best = min(valid, key=valid.get)
-    return _result(label, classes, te, fits[best].predict_proba(scale.transform(te.x)), C=best, valid=valid, seed=seed)
+    return _result(label, classes, te, fits[best].predict_proba(scale.transform(te.x)), C=best, valid=valid, seed=seed,
+                   fit=_linear_fit(scale, fits[best]))
 
 # %% ../nbs/42_probe.ipynb #4afc372f
 def knn_vote(
