@@ -12,11 +12,12 @@ import math, random, warnings
 import numpy as np, torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import Category
+from fastai.data.transforms import Category, CategoryMap
 from fastai.torch_basics import ItemTransform, Transform
 from fastai.torch_core import TensorCategory, default_device
 from fastai.vision.core import TensorImageBW
 from fastcore.basics import chunked, patch
+from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor
 
@@ -138,7 +139,8 @@ class CropItems:
         y=None,                     # Class numbers `(n,)`, or `None`
         vocab:list|None=None,       # Names of the classes
     ):
-        self.cache, self.rows, self.y, self.vocab = cache, np.asarray(rows, dtype=int), y, vocab
+        self.cache, self.rows, self.y = cache, np.asarray(rows, dtype=int), y
+        self.vocab = vocab if vocab is None else CategoryMap(vocab, sort=False)
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return tuple(o[0] for o in self.batch([i]))
     def batch(self, idxs):
@@ -155,7 +157,15 @@ class CropItems:
     def c(self):
         "Number of classes"
         return 1 if self.vocab is None else len(self.vocab)
-    def __repr__(self): return f'{len(self)} crops of {self.cache}' + (f', classes {self.vocab}' if self.vocab else '')
+    @property
+    def items(self):
+        "Row of the cache, and class number if there is one, of each item"
+        return list(zip(self.rows, *([] if self.y is None else [self.y])))
+    def pick(self, items):
+        "The crops of such `items`"
+        rows,*y = zip(*items)
+        return type(self)(self.cache, rows, np.array(y[0]) if y else None, self.vocab)
+    def __repr__(self): return f'{len(self)} crops of {self.cache}' + (f', classes {list(self.vocab)}' if self.vocab else '')
 
 # %% ../../nbs/34_data.block.ipynb #c6ac029c
 class CropDL(TfmdDL):
@@ -171,6 +181,7 @@ class CropDL(TfmdDL):
         self.seed, self.epoch = seed, 0
     def new(self, dataset=None, cls=None, **kwargs):
         "A loader of the same settings for another dataset"
+        if isinstance(dataset, (list, L)): dataset = self.dataset.pick(dataset)
         return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
     def create_batches(self, samps):
         "One gather for each batch"
