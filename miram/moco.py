@@ -98,6 +98,18 @@ class TwoViews(nn.Module):
         self.brightness,self.contrast,self.gamma,self.blur,self.sigma = brightness,contrast,gamma,blur,sigma
         self.mean,self.std,self.g = mean,max(std, 1e-6),Generator().manual_seed(seed)
 
+    def forward(self,
+        x:Tensor,                       # Standardised crops at high resolution `(B,C,H,W)`
+        generator:Generator|None=None,  # Source of the random numbers, on the CPU; its own when absent
+    )->tuple:                           # Two batches of standardised views `(B,C,size,size)`
+        "Two views of each crop, on the device of `x`; raises `ValueError` when views would be larger than the crops"
+        if min(x.shape[-2:]) < self.size:
+            raise ValueError(f'crops of {x.shape[-2]}x{x.shape[-1]} pixels cannot give views of {self.size}x{self.size}; '
+                             'pass the high-resolution crop, or a smaller size')
+        with torch.no_grad():
+            x = x.as_subclass(Tensor).float()*self.std + self.mean
+            return tuple((self.view(x, p, generator) - self.mean)/self.std for p in self.blur)
+
 # %% ../nbs/24_moco.ipynb #ef49013f
 @patch
 def view(self:TwoViews,
@@ -114,20 +126,6 @@ def view(self:TwoViews,
     x = change_intensity(x, gamma, contrast, (2*u[3] - 1)*self.brightness*on)
     sigma = torch.lerp(*torch.tensor(self.sigma, dtype=torch.float), u[4])*self.size/224*(u[5] < blur)
     return gaussian_blur_each(x, sigma) if sigma.any() else x
-
-# %% ../nbs/24_moco.ipynb #30bf3597
-@patch
-def forward(self:TwoViews,
-    x:Tensor,                       # Standardised crops at high resolution `(B,C,H,W)`
-    generator:Generator|None=None,  # Source of the random numbers, on the CPU; its own when absent
-)->tuple:                           # Two batches of standardised views `(B,C,size,size)`
-    "Two views of each crop, on the device of `x`; raises `ValueError` when views would be larger than the crops"
-    if min(x.shape[-2:]) < self.size:
-        raise ValueError(f'crops of {x.shape[-2]}x{x.shape[-1]} pixels cannot give views of {self.size}x{self.size}; '
-                         'pass the high-resolution crop, or a smaller size')
-    with torch.no_grad():
-        x = x.as_subclass(Tensor).float()*self.std + self.mean
-        return tuple((self.view(x, p, generator) - self.mean)/self.std for p in self.blur)
 
 # %% ../nbs/24_moco.ipynb #4f1ae4e6
 def batchnorm_mlp(
