@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'LABELS', 'GRADES', 'COLUMNS', 'SPLITS', 'MODALITIES', 'WORDS', 'CLASSES', 'TASKS', 'DataError', 'LeakError',
-           'safe_path', 'read_pixels', 'image_size', 'map_files', 'clean_label', 'lesion_table', 'notes', 'file_header',
-           'check_images', 'check_rows', 'read_lesions', 'labelled', 'add_pathology4', 'Targets', 'targets',
-           'assert_disjoint', 'split_patients', 'split_valid', 'kfold_patients', 'take_fold', 'leaky_image_split']
+           'safe_path', 'Film', 'read_pixels', 'image_size', 'map_files', 'clean_label', 'lesion_table', 'notes',
+           'file_header', 'check_images', 'check_rows', 'read_lesions', 'labelled', 'add_pathology4', 'Targets',
+           'targets', 'assert_disjoint', 'split_patients', 'split_valid', 'kfold_patients', 'take_fold',
+           'leaky_image_split']
 
 # %% ../../nbs/31_data.lesions.ipynb #a48506ee
 import os, re, signal, warnings
@@ -20,6 +21,8 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from PIL import Image
 from pydicom import dcmread
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from tqdm import tqdm
 
 # %% ../../nbs/31_data.lesions.ipynb #e6fc9b05
@@ -58,27 +61,90 @@ def _to_uint16(v, full, slope=1., intercept=0., invert=False, name=''):
     if lo < 0 or hi > full:
         warnings.warn(f'{name}: values {lo:g} to {hi:g} exceed the scale 0 to {full} and are clipped')
         v = v.clip(0, full)
-    if full != 65535: v = v*257 if full == 255 and v.dtype.kind == 'u' and v.itemsize > 1 else np.rint(v*(65535/full))
+    if full == 255 and v.dtype.kind == 'u': v = v.astype(np.uint16)*257
+    elif full != 65535 or v.dtype.kind == 'f': v = np.rint(v*(65535/full))
     v = v.astype(np.uint16, copy=False)
     return 65535 - v if invert else v
 
-# %% ../../nbs/31_data.lesions.ipynb #02855901
-def _dicom_uint16(path):
-    "Pixels of a single-frame grey DICOM file"
-    ds = dcmread(path)
-    n, frames = ds.get('SamplesPerPixel', 1), int(ds.get('NumberOfFrames') or 1)
-    if n != 1 or frames != 1: raise DataError(f'{path}: {n} channels and {frames} frames; one grey image is needed')
-    full = 2**(ds.BitsStored - ds.get('PixelRepresentation', 0)) - 1
-    slope, intercept = float(ds.get('RescaleSlope') or 1), float(ds.get('RescaleIntercept') or 0)
-    return _to_uint16(ds.pixel_array, full, slope, intercept, ds.PhotometricInterpretation == 'MONOCHROME1', path)
-
 # %% ../../nbs/31_data.lesions.ipynb #c107d179
-def _picture_uint16(path):
-    "Pixels of a PNG, JPEG or TIFF file; colours become their luminance"
+def _modality(ds):
+    "Largest value of the scale of a DICOM file, slope and intercept"
+    if ds.get('ModalityLUTSequence'): return 2**ds.ModalityLUTSequence[0].LUTDescriptor[2] - 1, 1., 0.
+    full = 2**(ds.BitsStored - ds.get('PixelRepresentation', 0)) - 1
+    return full, float(ds.get('RescaleSlope') or 1), float(ds.get('RescaleIntercept') or 0)
+
+def _dicom_uint16(v, ds, name):
+    "Stored values of a DICOM file on the 16-bit scale"
+    full, slope, intercept = _modality(ds)
+    if ds.get('ModalityLUTSequence'): v = apply_modality_lut(v, ds)
+    return _to_uint16(v, full, slope, intercept, ds.PhotometricInterpretation == 'MONOCHROME1', name)
+
+# %% ../../nbs/31_data.lesions.ipynb #59132fac
+def _voi_uint16(v, ds, name):
+    "Stored values of a DICOM file through its display window or table, on the 16-bit scale"
+    table = ds.get('VOILUTSequence')
+    if not table and 'WindowWidth' not in ds:
+        raise DataError(f'{name}: has no display window (neither WindowWidth nor a VOI table); take percentiles instead')
+    full, slope, intercept = _modality(ds)
+    low = -full - 1 if ds.get('PixelRepresentation', 0) and not ds.get('ModalityLUTSequence') else 0
+    lo, hi = (0, 2**table[0].LUTDescriptor[2] - 1) if table else (low*slope + intercept, full*slope + intercept)
+    v = apply_voi_lut(apply_modality_lut(v, ds), ds)
+    return _to_uint16(v - np.float64(lo), hi - lo, invert=ds.PhotometricInterpretation == 'MONOCHROME1', name=name)
+
+# %% ../../nbs/31_data.lesions.ipynb #0d47ee42
+class _RowFile:
+    "Pixels of an uncompressed file, of which only the rows asked for are read"
+    def __init__(self, path, start, dtype, shape, spare=0):
+        self.path, self.start, self.dtype, self.shape, self.spare = path, start, np.dtype(dtype), shape, spare
+    def __getitem__(self, rc):
+        W, (y0, y1, step) = self.shape[1], rc[0].indices(self.shape[0])
+        line = W*self.dtype.itemsize
+        with open(self.path, 'rb') as f:
+            def read(y, n): f.seek(self.start + y*line); return np.fromfile(f, self.dtype, n*W).reshape(n, W)[:, rc[1]]
+            v = read(y0, max(y1 - y0, 0)) if step == 1 else np.concatenate([read(y, 1) for y in range(y0, y1, step)])
+        v = v.astype(self.dtype.newbyteorder('='), copy=False)
+        return v << self.spare >> self.spare if self.spare else v
+
+# %% ../../nbs/31_data.lesions.ipynb #a4b8d957
+_orders = {ImplicitVRLittleEndian: '<', ExplicitVRLittleEndian: '<', ExplicitVRBigEndian: '>'}
+
+def _pixels_at(f, implicit, order):
+    "Start and length of the value of `PixelData`, when the file `f` stands before it, else `None`"
+    head = f.read(12)
+    group, element = np.frombuffer(head[:4], order + 'u2') if len(head) == 12 else (0, 0)
+    if (group, element) != (0x7fe0, 0x10): return None
+    at = head[4:8] if implicit else head[8:]
+    return f.tell() - (4 if implicit else 0), int(np.frombuffer(at, order + 'u4')[0])
+
+# %% ../../nbs/31_data.lesions.ipynb #412c6a94
+def _row_file(path, f, ds):
+    "The pixels of a file that has been read up to them, `None` when they are compressed; raises when they end too early"
+    syntax, bits, shape = ds.file_meta.get('TransferSyntaxUID'), ds.BitsAllocated, (int(ds.Rows), int(ds.Columns))
+    order = _orders.get(syntax)
+    if order is None or bits not in (8, 16, 32) or (order == '>' and bits == 8): return None
+    if (at := _pixels_at(f, syntax == ImplicitVRLittleEndian, order)) is None: return None
+    need, there = shape[0]*shape[1]*bits//8, min(at[1], os.path.getsize(path) - at[0])
+    if there < need:
+        raise DataError(f'{path}: is cut short, {there} of {need} bytes of its pixels are there; replace the file or leave out its rows')
+    return _RowFile(path, at[0], f"{order}{'i' if ds.get('PixelRepresentation', 0) else 'u'}{bits//8}", shape, bits - ds.BitsStored)
+
+# %% ../../nbs/31_data.lesions.ipynb #8bd7b482
+def _open_dicom(path):
+    "Pixels of a single-frame grey DICOM file, as they are stored, and its header"
+    with open(path, 'rb') as f:
+        ds = dcmread(f, stop_before_pixels=True)
+        n, frames = ds.get('SamplesPerPixel', 1), int(ds.get('NumberOfFrames') or 1)
+        if n != 1 or frames != 1: raise DataError(f'{path}: {n} channels and {frames} frames; one grey image is needed')
+        if not (ds.Rows and ds.Columns): raise DataError(f'{path}: {ds.Rows} rows and {ds.Columns} columns hold no pixel; leave it out')
+        rows = _row_file(path, f, ds)
+    return dcmread(path).pixel_array if rows is None else rows, ds
+
+# %% ../../nbs/31_data.lesions.ipynb #02855901
+def _open_picture(path):
+    "Pixels of a PNG, JPEG or TIFF file, 8 or 16 bits; colours become their luminance"
     with Image.open(path) as im:
         if im.mode == 'F': raise DataError(f'{path}: floating-point pixels have no known scale; save it with 8 or 16 bits')
-        if im.mode.startswith('I'): return _to_uint16(np.asarray(im), 65535, name=path)
-        return _to_uint16(np.asarray(im.convert('L')), 255)
+        return np.asarray(im if im.mode.startswith('I') else im.convert('L'))
 
 # %% ../../nbs/31_data.lesions.ipynb #bc675ed6
 @contextmanager
@@ -97,14 +163,35 @@ def _is_dicom(path):
     with open(path, 'rb') as f: head = f.read(132)
     return head[128:] == b'DICM' or Path(path).suffix.lower() == '.dcm'
 
+# %% ../../nbs/31_data.lesions.ipynb #a1b3f129
+class Film:
+    "A grey image that looks like its array of 16-bit pixels `(H,W)`; `film[y0:y1, x0:x1]` reads and converts only that part"
+    def __init__(self,
+        path:str|Path,   # DICOM, PNG, JPEG or TIFF file
+        voi:bool=False,  # Through the file's own display window?
+    ):
+        self.path, self.voi, self.ds = path, voi, None
+        with _naming(path):
+            if _is_dicom(path): self.raw, self.ds = _open_dicom(path)
+            else: self.raw = _open_picture(path)
+        if voi and self.ds is None: raise DataError(f'{path}: a picture has no display window; take percentiles of the image instead')
+    @property
+    def shape(self): return self.raw.shape
+    def __getitem__(self, rc):
+        with _naming(self.path):
+            v = self.raw[rc]
+            if self.ds is None: return _to_uint16(v, 255 if v.dtype == np.uint8 else 65535, name=self.path)
+            return (_voi_uint16 if self.voi else _dicom_uint16)(v, self.ds, self.path)
+
 # %% ../../nbs/31_data.lesions.ipynb #0869bdc9
 def read_pixels(
-    path:str|Path, # DICOM, PNG, JPEG or TIFF file
-)->np.ndarray:     # `(H,W)`, uint16, over the full range of the file's format
+    path:str|Path,   # DICOM, PNG, JPEG or TIFF file
+    voi:bool=False,  # Through the file's own display window?
+)->np.ndarray:       # `(H,W)`, uint16, over the full range of the file's format
     """Read a grey image on the 16-bit scale
 
     Raises `DataError`, naming the file, for whatever is not one readable grey image."""
-    with _naming(path): return _dicom_uint16(path) if _is_dicom(path) else _picture_uint16(path)
+    return Film(path, voi)[:,:]
 
 # %% ../../nbs/31_data.lesions.ipynb #37296e50
 def image_size(
