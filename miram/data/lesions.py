@@ -124,8 +124,7 @@ def _row_file(path, f, ds):
     if order is None or bits not in (8, 16, 32) or (order == '>' and bits == 8): return None
     if (at := _pixels_at(f, syntax == ImplicitVRLittleEndian, order)) is None: return None
     need, there = shape[0]*shape[1]*bits//8, min(at[1], os.path.getsize(path) - at[0])
-    if there < need:
-        raise DataError(f'{path}: is cut short, {there} of {need} bytes of its pixels are there; replace the file or leave out its rows')
+    if there < need: raise ValueError(f'cut short, {there} of {need} bytes of its pixels are there')
     return _RowFile(path, at[0], f"{order}{'i' if ds.get('PixelRepresentation', 0) else 'u'}{bits//8}", shape, bits - ds.BitsStored)
 
 # %% ../../nbs/31_data.lesions.ipynb #8bd7b482
