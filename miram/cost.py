@@ -231,7 +231,7 @@ def cost_summary(
     at:int|None=None,    # Number of tokens to show; the largest that every attention was measured at by default
     slope_from:int=3136, # Slopes are taken over lengths from here on, where at least two were measured
 )->pd.DataFrame:         # A row per attention, numbers ready to print
-    "Time and bytes at one length with the growth over all: the table of `miram_cost attention`; raises `ValueError` for a length without a row"
+    "Time and bytes at one length, and the growth over all; raises `ValueError` for a length without a row"
     seen = df.groupby('tokens').attention.nunique()
     at = seen[seen==seen.max()].index.max() if at is None else at
     t = df[df.tokens==at].set_index('attention')
@@ -244,7 +244,8 @@ def cost_summary(
             'MiB': (t.bytes/2**20).round(1), 'bytes_x': t.bytes_x.round(2)}
     cols |= {c: t[c].round(2) for c in ('x_rival','x_rival_q25','x_rival_q75','x_core','bytes_x_rival') if c in t}
     if 'peak' in t: cols['peak MiB'] = (t.peak/2**20).round(1)
-    return pd.DataFrame(cols).assign(slope_ms=slope.ms.round(2), slope_bytes=slope.bytes.round(2), beats_from=beats_from(df).round()).loc[t.index]
+    cols |= dict(slope_ms=slope.ms.round(2), slope_bytes=slope.bytes.round(2), beats_from=beats_from(df).round())
+    return pd.DataFrame(cols).loc[t.index]
 
 # %% ../nbs/52_cost.ipynb #d3565799
 def module_bytes(
