@@ -162,7 +162,7 @@ def _micro_batches(self:PretrainLearner, xb, yb, n):
         self('after_loss')
         loss,parts = loss+self.loss*share,parts+self._parts()*(share*self.share)
         with self._sync(i+m>=n): self._with_events(self._backward, 'backward', CancelBackwardException)
-    self.loss,self.parts = loss,parts
+    self.loss,self.parts = loss.float(),parts
 
 # %% ../nbs/39_learner.ipynb #9e5bd0fc
 @patch
@@ -256,12 +256,12 @@ def _do_fit(self:PretrainLearner):
 def _recorder_state(r):
     "What fastai's `Recorder` has seen, as plain values"
     return dict(lrs=list(r.lrs), iters=list(r.iters), losses=torch.stack(list(r.losses)) if r.losses else None,
-                values=[[float(o) for o in v] for v in r.values], smooth=(r.smooth_loss.count, r.smooth_loss.val), mean=(r.loss.count, r.loss.total))
+                values=[[float(o) for o in v] for v in r.values], smooth=(r.smooth_loss.count, r.smooth_loss.val))
 
 def _load_recorder(r, s):
     r.lrs,r.iters,r.losses = list(s['lrs']),list(s['iters']),[] if s['losses'] is None else list(s['losses'].unbind())
     r.values = [list(v) for v in s['values']]
-    (r.smooth_loss.count,r.smooth_loss.val),(r.loss.count,r.loss.total) = s['smooth'],s['mean']
+    r.smooth_loss.count,r.smooth_loss.val = s['smooth']
 
 def _stateful(learn):
     "The callbacks that have a state, by name"

@@ -33,7 +33,8 @@ def masked_mse(
     "Mean squared error over the patches that `mask` selects; raises `ValueError` for shapes that differ"
     if pred.shape!=target.shape:
         raise ValueError(f'predicted patches {tuple(pred.shape)} and true patches {tuple(target.shape)} differ in shape')
-    err = (pred.float()-target.float()).square().mean(-1)               # (B,N)
+    wide = lambda t: t if t.element_size()>4 else t.float()
+    err = (wide(pred)-wide(target)).square().mean(-1)                   # (B,N)
     return err.mean() if mask is None else (err*mask).sum()/mask.sum().clamp(min=1)
 
 # %% ../nbs/21_losses.ipynb #1287ef27

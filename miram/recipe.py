@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'PretrainRecipe', 'get_recipe', 'scaled_lr', 'warmup_cosin
 # %% ../nbs/38_recipe.ipynb #c83bb168
 import json, torch
 from dataclasses import asdict, dataclass, fields, replace
-from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
+from fastai.callback.schedule import SchedCos, SchedLin
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from torch import nn
@@ -110,8 +110,8 @@ def warmup_cosine(
 ):                     # Function of the share of training that is done, 0 to 1
     "Linear warm-up and half a cosine; raises `ValueError` for a `warmup` outside [0,1)"
     if not 0<=warmup<1: raise ValueError(f'the warm-up is a share of training in [0,1), got {warmup}')
-    if warmup==0: return SchedCos(lr, final)
-    return combine_scheds([warmup,1-warmup], [SchedLin(0., lr), SchedCos(lr, final)])
+    rise,fall = SchedLin(0., lr),SchedCos(lr, final)
+    return lambda t: rise(t/warmup) if t<warmup else fall((t-warmup)/(1-warmup))
 
 # %% ../nbs/38_recipe.ipynb #e6674d3b
 def decay_groups(
