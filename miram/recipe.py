@@ -13,7 +13,8 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from torch import nn
 from .attention.registry import attention_names
-from .miram import MIRAM, create_mae, create_miram
+from .miram import create_mae, create_miram
+from .moco import create_moco
 from .patches import grid_size
 from .vit import ARCHS
 
@@ -43,6 +44,7 @@ class PretrainRecipe:
     hflip:float = .5            # Probability of a left-right flip
     vflip:float = 0.            # Probability of a top-bottom flip
     interp:str = 'bicubic'      # How the augmented crop is interpolated
+    hidden:int = 4096           # MoCo: hidden width of projector and predictor
     temperature:float = .2      # MoCo: of the contrastive loss
     momentum:float = .99        # MoCo: of the momentum encoder, at the start
     precision:str = 'auto'      # 'fp32', 'bf16', 'fp16', or 'auto': bf16 or else fp16 on CUDA, fp32 elsewhere
@@ -75,9 +77,9 @@ def _check_recipe(r):
 # %% ../nbs/38_recipe.ipynb #4b50fcef
 _PAPER = PretrainRecipe()
 _SMALL = PretrainRecipe(arch='vit_small', img_size=64, patch_size=8, dec_dim=192, dec_depth=2, dec_heads=6, epochs=100, warmup=5.,
-                        batch=128, base_lr=1e-3, clip=1., ema=.996, vflip=.5, interp='bilinear')
+                        batch=128, base_lr=1e-3, hidden=1024, clip=1., ema=.996, vflip=.5, interp='bilinear')
 RECIPES = dict(paper_112=_PAPER, paper_224=replace(_PAPER, img_size=224), small=_SMALL,
-               demo=replace(_SMALL, arch='vit_demo', img_size=32, dec_dim=64, dec_depth=1, dec_heads=4, epochs=30, warmup=2., batch=64,
+               demo=replace(_SMALL, arch='vit_demo', img_size=32, dec_dim=64, dec_depth=1, dec_heads=4, hidden=256, epochs=30, warmup=2., batch=64,
                             base_lr=4e-3, ema=.99))
 
 # %% ../nbs/38_recipe.ipynb #84ab907a
@@ -145,4 +147,5 @@ def recipe_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
         if r.model=='mae': return create_mae(**kw, **dec)
+        if r.model=='moco': return create_moco(hidden=r.hidden, temperature=r.temperature, momentum=r.momentum, **kw)
         return create_miram(attention=r.attention, **kw, **dec)
