@@ -29,7 +29,8 @@ def resolve_precision(
     bf16 = device!='cuda' or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision=='auto': return 'fp32' if device!='cuda' else 'bf16' if bf16 else 'fp16'
     if precision not in ('fp32','bf16','fp16'): raise ValueError(f"precision is 'fp32', 'bf16', 'fp16' or 'auto', got {precision!r}")
-    if precision=='fp16' and device!='cuda': raise ValueError(f"fp16 needs a CUDA device for its loss scale, this is {device!r}; use 'bf16' or 'fp32'")
+    if precision=='fp16' and device!='cuda':
+        raise ValueError(f"fp16 needs a CUDA device for its loss scale, this is {device!r}; use 'bf16' or 'fp32'")
     if precision=='bf16' and not bf16: raise ValueError("this GPU has no bf16; use 'fp16', 'fp32' or 'auto'")
     return precision
 
@@ -56,7 +57,8 @@ def loader_state(
 )->dict:
     "Where the order and the augmentation of a loader stand"
     rng = getattr(dl, 'rng', None)
-    return dict(epoch=getattr(dl, 'epoch', None) if isinstance(dl, CropDL) else None, rng=rng.getstate() if isinstance(rng, random.Random) else None,
+    return dict(epoch=getattr(dl, 'epoch', None) if isinstance(dl, CropDL) else None,
+                rng=rng.getstate() if isinstance(rng, random.Random) else None,
                 generators=[g.get_state() for g in dl.generators] if isinstance(dl, CropDL) else [])
 
 def set_loader_state(

@@ -39,7 +39,7 @@ class SeededMasks(Callback):
     def state_dict(self): return dict(generator=self.generator.get_state())
     def load_state_dict(self, state): self.generator.set_state(state['generator'])
 
-# %% ../nbs/40_pretrain.ipynb #59878ded
+# %% ../nbs/40_pretrain.ipynb #b8a731dd
 class MoCoViews(Callback):
     "Give a `MoCo` two views of each crop, and let its momentum encoder follow (MoCo-v3, arXiv 2104.02057)"
     order = 50
@@ -103,7 +103,7 @@ def load_state_dict(self:ScaleRecorder, state):
     self.steps,self.epochs,self.total,self.n = list(state['steps']),list(state['epochs']),state['total'],state['n']
     self.start = time.perf_counter()-state['seconds']
 
-# %% ../nbs/40_pretrain.ipynb #65d6d2e3
+# %% ../nbs/40_pretrain.ipynb #4ff39418
 class StepSchedule(Callback):
     "Set the learning rate before each step, from the share of all steps that is done"
     order,run_valid = 60,False
@@ -115,7 +115,7 @@ class StepSchedule(Callback):
         steps = self.learn.n_epoch*len(self.learn.dls.train)
         self.opt.set_hyper('lr', self.rate(self.learn.train_iter/steps)*getattr(self.learn, 'lr_scale', 1.))
 
-# %% ../nbs/40_pretrain.ipynb #e9037e8f
+# %% ../nbs/40_pretrain.ipynb #1bb6e541
 class EncoderEMA(Callback):
     "Keep an exponential average of the encoder's weights in `encoder_average`"
     order,run_valid = 70,False
@@ -134,7 +134,7 @@ class EncoderEMA(Callback):
     def state_dict(self): return dict(average=self.average.module.state_dict())
     def load_state_dict(self, state): self.average.module.load_state_dict(state['average'])
 
-# %% ../nbs/40_pretrain.ipynb #3880c749
+# %% ../nbs/40_pretrain.ipynb #6627514c
 class SkipBad(Callback):
     "Skip steps with a non-finite loss or gradient; go back to the last checkpoint after `patience` in a row"
     order,run_valid = 20,False
@@ -158,21 +158,24 @@ class SkipBad(Callback):
     def state_dict(self): return dict(bad=self.bad, returned=self.returned, last=self.last)
     def load_state_dict(self, state): self.bad,self.returned,self.last,self.row = state['bad'],state['returned'],state['last'],0
 
-# %% ../nbs/40_pretrain.ipynb #abb71b72
+# %% ../nbs/40_pretrain.ipynb #bdf8c447
 @patch
 def _go_back(self:SkipBad):
     "Rewind to the last checkpoint with a lower learning rate; raises `FloatingPointError` when there is none or it did not help"
     keeper = getattr(self.learn, 'checkpoint', None)
     state = None if keeper is None else keeper.last_state()
     where = f'loss or gradient was not finite {self.row} times in a row at step {self.learn.train_iter}'
-    if state is None: raise FloatingPointError(f'{where}, and there is no checkpoint to return to; lower the learning rate, or clip gradients')
-    if self.returned>=self.returns: raise FloatingPointError(f'{where}, after {self.returned} returns to a checkpoint; lower the learning rate')
+    if state is None:
+        raise FloatingPointError(f'{where}, and there is no checkpoint to return to; lower the learning rate, or clip gradients')
+    if self.returned>=self.returns:
+        raise FloatingPointError(f'{where}, after {self.returned} returns to a checkpoint; lower the learning rate')
     scale = self.learn.lr_scale*self.lower
-    state = state | dict(lr_scale=scale, callbacks=state['callbacks'] | dict(skip_bad=dict(bad=self.bad, returned=self.returned+1, last=self.last)))
+    own = dict(bad=self.bad, returned=self.returned+1, last=self.last)
+    state = state | dict(lr_scale=scale, callbacks=state['callbacks'] | dict(skip_bad=own))
     warnings.warn(f"{where}: back to epoch {state['at'][0]+1}, batch {state['at'][1]}, with the learning rate times {scale:g}")
     raise Rewind(state)
 
-# %% ../nbs/40_pretrain.ipynb #f0233855
+# %% ../nbs/40_pretrain.ipynb #a5564bc8
 def _pixels(dls):
     "Mean and deviation that the loaders standardise by"
     cache = getattr(getattr(dls.train, 'dataset', None), 'cache', None) if isinstance(dls.train, CropDL) else None

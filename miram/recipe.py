@@ -79,8 +79,8 @@ _PAPER = PretrainRecipe()
 _SMALL = PretrainRecipe(arch='vit_small', img_size=64, patch_size=8, dec_dim=192, dec_depth=2, dec_heads=6, epochs=100, warmup=5.,
                         batch=128, base_lr=1e-3, hidden=1024, clip=1., ema=.996, vflip=.5, interp='bilinear')
 RECIPES = dict(paper_112=_PAPER, paper_224=replace(_PAPER, img_size=224), small=_SMALL,
-               demo=replace(_SMALL, arch='vit_demo', img_size=32, dec_dim=64, dec_depth=1, dec_heads=4, hidden=256, epochs=30, warmup=2., batch=64,
-                            base_lr=4e-3, ema=.99))
+               demo=replace(_SMALL, arch='vit_demo', img_size=32, dec_dim=64, dec_depth=1, dec_heads=4, hidden=256, epochs=30,
+                            warmup=2., batch=64, base_lr=4e-3, ema=.99))
 
 # %% ../nbs/38_recipe.ipynb #84ab907a
 def get_recipe(

@@ -6,7 +6,7 @@
 __all__ = ['waves', 'toy_dls', 'toy_model']
 
 # %% ../nbs/37_toy.ipynb #7aea8860
-import torch
+import random, torch
 from fastai.data.core import DataLoader, DataLoaders
 from torch import Tensor
 from .miram import MIRAM, create_mae, create_miram
@@ -37,7 +37,9 @@ def toy_dls(
     "Loaders of waves at two scales, the valid one with other pictures"
     def dl(n, seed, shuffle):
         h = waves(n, 2*size, seed).to(dtype)
-        return DataLoader(list(zip(downsample(h, 2), h)), bs=bs, shuffle=shuffle, num_workers=workers, device='cpu')
+        res = DataLoader(list(zip(downsample(h, 2), h)), bs=bs, shuffle=shuffle, num_workers=workers, device='cpu')
+        res.rng = random.Random(seed)
+        return res
     return DataLoaders(dl(n, seed, shuffle), dl(n//2, seed+1, False), device='cpu')
 
 # %% ../nbs/37_toy.ipynb #9f29f1ff
