@@ -9,12 +9,12 @@ __all__ = ['resolve_precision', 'rng_state', 'set_rng_state', 'loader_state', 's
 # %% ../nbs/39_learner.ipynb #0097e360
 import numpy as np, random, torch, warnings
 from contextlib import nullcontext
-from fastai.callback.core import (Callback, CancelBackwardException, CancelEpochException, CancelFitException,
-                                  CancelStepException)
+from fastai.callback.core import CancelBackwardException, CancelEpochException, CancelFitException, CancelStepException
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Recorder
+from fastai.learner import Learner
 from fastcore.basics import patch
-from torch import Tensor, nn
+from fastcore.foundation import L
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from .data.block import CropDL
 
@@ -245,6 +245,16 @@ def _begin(self:PretrainLearner):
     self.at = (0,0) if self.pending is None else tuple(self.pending['at'])
     if self.pending is not None and self.at[1]==0: state,self.pending = self.pending,None; self.load_run_state(state)
 
+# %% ../nbs/39_learner.ipynb #357026d5
+@patch
+def fit(self:PretrainLearner, n_epoch, lr=None, wd=None, cbs=None, **kwargs):
+    "fastai's `fit`, after which, however it ends, the callbacks that have a `close` are closed"
+    closers = [cb for cb in [*self.cbs, *L(cbs)] if hasattr(type(cb), 'close')]
+    try: super(PretrainLearner, self).fit(n_epoch, lr, wd, cbs, **kwargs)
+    finally:
+        for cb in closers: cb.close()
+
+# %% ../nbs/39_learner.ipynb #d859e282
 @patch
 def _do_fit(self:PretrainLearner):
     self._begin()

@@ -10,7 +10,6 @@ import json, torch
 from dataclasses import asdict, dataclass, fields, replace
 from fastai.callback.schedule import SchedCos, SchedLin
 from fastai.optimizer import OptimWrapper
-from fastcore.basics import patch
 from torch import nn
 from .attention.registry import attention_names
 from .miram import create_mae, create_miram
