@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['accuracy', 'MissingClassWarning', 'class_recall', 'balanced_accuracy', 'ranked_counts', 'class_auc', 'class_ap',
            'macro_auc', 'macro_ap', 'micro_auc', 'micro_ap', 'brier', 'calibration_bins', 'ece', 'per_class',
-           'resample_counts', 'expanded_levels', 'bootstrap_ci', 'swap_patterns', 'PairedDifference',
-           'paired_difference', 'placements', 'delong', 'holm']
+           'metric_set', 'resample_counts', 'expanded_levels', 'bootstrap_ci', 'swap_patterns', 'PairedDifference',
+           'by_column', 'pooled', 'paired_difference', 'placements', 'delong', 'holm']
 
 # %% ../nbs/41_metrics.ipynb #64fc057f
 import warnings
@@ -221,11 +221,20 @@ def per_class(
     p,            # Class probabilities `(n,C)`, or `(n,)` of class 1
     classes=None, # Names of the classes; their numbers by default
     w=None,       # Weights `(n,)`
-)->pd.DataFrame:  # A row a class; columns lesions (their weight), recall, auc, ap
+)->pd.DataFrame:  # A row a class; columns lesions (their weight), recall (unless multi-hot), auc, ap
     "Recall, AUC and average precision of each class against the rest"
     y, p, w = _check(y, p, w); hot = _hot(y, p.shape[1])
-    return pd.DataFrame(dict(lesions=w @ hot, recall=class_recall(y, p, w), auc=class_auc(y, p, w), ap=class_ap(y, p, w)),
+    cols = dict(lesions=w @ hot, recall=class_recall(y, p, w) if y.ndim == 1 else None, auc=class_auc(y, p, w), ap=class_ap(y, p, w))
+    return pd.DataFrame({k: v for k,v in cols.items() if v is not None},
                         index=pd.Index(range(hot.shape[1]) if classes is None else classes, name='class'))
+
+# %% ../nbs/41_metrics.ipynb #2e19cecc
+def metric_set(
+    multi:bool=False, # Is the task multi-label?
+)->dict:              # Functions `(y,p,w)` by name
+    "The metrics that are defined for a task, by name"
+    ranking = dict(macro_auc=macro_auc, macro_ap=macro_ap, micro_auc=micro_auc, micro_ap=micro_ap)
+    return ranking if multi else dict(accuracy=accuracy, balanced_accuracy=balanced_accuracy, **ranking, brier=brier, ece=ece)
 
 # %% ../nbs/41_metrics.ipynb #d98aa249
 def _codes(groups, n=None):
@@ -304,11 +313,24 @@ class PairedDifference(NamedTuple):
     p: float    # Two-sided p-value of no difference
 
 # %% ../nbs/41_metrics.ipynb #c5103eb0
+def by_column(
+    p, # Scores `(n,C)`
+):     # Their ranks within each column `(n,C)`
+    "Scores on a scale that methods share, each column by itself"
+    return rankdata(p, axis=0)
+
+def pooled(
+    p, # Scores `(n,C)`
+):     # Their ranks among all `(n,C)`
+    "Scores on a scale that methods share, all columns together"
+    return rankdata(p).reshape(p.shape)
+
+macro_auc.rescale = macro_ap.rescale = by_column
+micro_auc.rescale = micro_ap.rescale = pooled
+
 def _ranked(metric, p):
-    "`p` on a scale that methods share: ranks for ranking metrics (by column for macro, pooled for micro), itself otherwise"
-    p = np.stack([1-p, p], axis=1) if p.ndim == 1 else p
-    if metric in (macro_auc, macro_ap): return rankdata(p, axis=0)
-    return rankdata(p).reshape(p.shape) if metric in (micro_auc, micro_ap) else p
+    "`p` on a scale that methods share, by the metric's own `rescale`; itself when it has none"
+    return getattr(metric, 'rescale', lambda p: p)(np.stack([1-p, p], axis=1) if p.ndim == 1 else p)
 
 def _permuted(y, p_a, p_b, groups, metric, n, seed):
     "Differences of `metric` under swaps of the methods within patients, and whether all swaps were made"
