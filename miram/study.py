@@ -55,9 +55,11 @@ class Recipe:
     n_boot:int = 2000         # Bootstrap resamples and permutations
     tasks:tuple = ()          # More columns that are probed, beside `label`
     probes:tuple = ('linear',) # Of `PROBES`
-    checkpoint:str = 'last'   # Encoder that is probed: of the 'last' epoch, or 'best', of the lowest pretraining loss on validation patients
+    checkpoint:str = 'last'   # Encoder that is probed: of the 'last' epoch, or 'best', lowest in pretraining loss on validation patients
     ft_epochs:int = 20        # Epochs of fine-tuning
     moco_hidden:int = 512     # Hidden width of MoCo's projector and predictor
+    precision:str = 'fp32'    # Of the pretraining: 'fp32', 'bf16', 'fp16', or 'auto' by the device
+    micro:int|None = None     # Images computed at once; the whole batch when absent
 
 # %% ../nbs/43_study.ipynb #c2066b36
 EXTENDS = ('methods', 'seeds', 'tasks', 'probes')
@@ -75,31 +77,34 @@ def study_tasks(
     "The columns that a recipe probes, each once"
     return tuple(dict.fromkeys((recipe.label, *recipe.tasks)))
 
-# %% ../nbs/43_study.ipynb #a0241c8a
-REAL_SMALL = Recipe(methods=('random','mae','moco','miram-nystrom'), seeds=(0,1,2), label='pathology', arch='vit_demo', img_size=48, patch_size=8,
-                    dec_dim=64, dec_depth=1, dec_heads=4, mask_ratio=.75, epochs=40, bs=32, lr=1e-3, warmup=.1, wd=.05, crop_scale=(.3,1.), vflip=.5,
-                    n_boot=2000, tasks=('mass_shape','mass_margins'), probes=('linear','knn'), checkpoint='last', ft_epochs=20, moco_hidden=512)
+# %% ../nbs/43_study.ipynb #baec69e7
+REAL_SMALL = Recipe(methods=('random','mae','moco','miram-nystrom'), seeds=(0,1,2), label='pathology', arch='vit_demo', img_size=64,
+                    patch_size=8, dec_dim=32, dec_depth=1, dec_heads=2, mask_ratio=.75, epochs=30, bs=32, lr=1e-3, warmup=.1, wd=.05,
+                    crop_scale=(.3,1.), vflip=.5, n_boot=2000, tasks=('mass_shape','mass_margins'), probes=('linear','knn'),
+                    checkpoint='last', ft_epochs=20, moco_hidden=512, precision='fp32', micro=None)
 
-PAPER = Recipe(methods=('random','mae-imagenet','mae','moco','miram-softmax','miram-linformer','miram-performer','miram-nystrom'), seeds=(0,1,2),
-               label='pathology4', arch='vit_base', img_size=112, patch_size=16, dec_dim=512, dec_depth=8, dec_heads=16, mask_ratio=.75,
+PAPER = Recipe(methods=('random','mae-imagenet','mae','moco','miram-softmax','miram-linformer','miram-performer','miram-nystrom'),
+               seeds=(0,1,2), label='pathology4', arch='vit_base', img_size=112, patch_size=16, dec_dim=512, dec_depth=8, dec_heads=16, mask_ratio=.75,
                epochs=500, bs=1024, lr=6e-4, warmup=.08, wd=.05, crop_scale=(.2,1.), vflip=0., n_boot=2000,
-               tasks=('pathology','mass_shape','mass_margins','calc_type','calc_distribution'), probes=('linear','knn','finetune'), checkpoint='last', ft_epochs=100,
-               moco_hidden=4096)
+               tasks=('pathology','mass_shape','mass_margins','calc_type','calc_distribution'),
+               probes=('linear','knn','finetune'), checkpoint='last', ft_epochs=100,
+               moco_hidden=4096, precision='auto', micro=256)
 
 PAPER_ACCURACY = {'mae': .589, 'moco': .602, 'miram-nystrom': .610}
 
-# %% ../nbs/43_study.ipynb #c33080db
+# %% ../nbs/43_study.ipynb #56ffabf0
 def check_method(
     method:str, # Name of a method
 ):
     "Raise `ValueError` for a name that `build_model` does not know"
     if method in ('random','mae','moco','mae-imagenet'): return
     if not method.startswith('miram-'):
-        raise ValueError(f"unknown method {method!r}: choose 'random', 'mae', 'moco', 'mae-imagenet', or 'miram-' and the name of an attention")
+        raise ValueError(f"unknown method {method!r}: choose 'random', 'mae', 'moco', 'mae-imagenet', "
+                         "or 'miram-' and the name of an attention")
     if (a := method.removeprefix('miram-')) not in attention_names():
         raise ValueError(f'unknown method {method!r}: there is no attention {a!r}, choose one of {", ".join(attention_names())}')
 
-# %% ../nbs/43_study.ipynb #9977d4f1
+# %% ../nbs/43_study.ipynb #f32cd0e3
 class FixedEncoder(nn.Module):
     "A model that is an encoder and nothing else"
     def __init__(self,
@@ -116,8 +121,8 @@ def imagenet_mae(
         raise ValueError(f"'mae-imagenet' exists as vit_base with patches of 16, the recipe has {recipe.arch} and {recipe.patch_size}")
     try: enc = timm.create_model('vit_base_patch16_224.mae', pretrained=True, num_classes=0, img_size=recipe.img_size)
     except Exception as e:
-        raise OSError(f"'mae-imagenet': its weights cannot be downloaded here ({' '.join(str(e).split())[:120]}); leave this method out, or fetch "
-                      'them once with a network connection') from e
+        raise OSError(f"'mae-imagenet': its weights cannot be downloaded here ({' '.join(str(e).split())[:120]}); "
+                      'leave this method out, or fetch them once with a network connection') from e
     return FixedEncoder(enc)
 
 # %% ../nbs/43_study.ipynb #b31acd14
@@ -170,14 +175,15 @@ def summary(self:StepMeter)->dict: # `steps`, `step_ms` (median) and `peak_mib`,
     peak = torch.cuda.max_memory_allocated()/2**20 if torch.cuda.is_available() else None
     return dict(steps=len(self.times), step_ms=round(1000*float(np.median(self.times)), 2) if self.times else None, peak_mib=peak)
 
-# %% ../nbs/43_study.ipynb #18226953
+# %% ../nbs/43_study.ipynb #5288e4d2
 def _train(recipe, cache, method, seed, progress=True):
     "The trained model, its history and what the training cost"
     model = build_model(recipe, method, seed)
     if method in ('random','mae-imagenet'): return model,None,dict(steps=0, step_ms=None, peak_mib=None)
     dls = pretrain_dls(cache, size=recipe.img_size, bs=recipe.bs, seed=seed, scale=recipe.crop_scale, vflip=recipe.vflip)
     keep = [KeepBest()] if recipe.checkpoint=='best' else []
-    learn = pretrain_learner(dls, model, lr=recipe.lr, wd=recipe.wd, seed=seed,
+    more = {k: v for k,v in dict(precision=recipe.precision, micro=recipe.micro).items() if v not in ('fp32',None)}
+    learn = pretrain_learner(dls, model, lr=recipe.lr, wd=recipe.wd, seed=seed, **more,
                              cbs=[StepBar(f'{method} seed {seed}', not progress), StepMeter(), *keep])
     with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(recipe.epochs, warmup=recipe.warmup)
     rec = getattr(learn, 'scale_recorder', None)
@@ -213,7 +219,7 @@ def _fingerprint(cache):
 def _cell(out, method, seed): return Path(out)/'cells'/f'{method}-seed{seed}'
 def _result(cell, task, probe): return cell/f'{task}.{probe}.json'
 
-# %% ../nbs/43_study.ipynb #a97bb861
+# %% ../nbs/43_study.ipynb #0a621449
 PROBES = ('linear', 'trained', 'knn', 'attentive', 'finetune')
 
 def run_probe(
@@ -233,7 +239,7 @@ def run_probe(
     f = dict(linear=linear_probe, trained=trained_probe, knn=knn_probe)[probe]
     return f(cached_features(encoder, cache, size, folder=folder), table, task, seed=seed)
 
-# %% ../nbs/43_study.ipynb #b99499e0
+# %% ../nbs/43_study.ipynb #b868c727
 def write_result(
     cell:Path,          # Folder of the cell
     r:ProbeResult,      # What to write
@@ -245,7 +251,7 @@ def write_result(
     info = dict(label=r.label, classes=list(map(str, r.classes)), multi=r.multi, C=r.C, seed=r.seed, valid=r.valid)
     with replacing(path) as f: f.write_text(json.dumps(info, indent=1))
 
-# %% ../nbs/43_study.ipynb #22ca412b
+# %% ../nbs/43_study.ipynb #bfe18007
 def read_encoder(
     recipe:Recipe, # The protocol
     out:str|Path,  # Results folder of the study
@@ -319,7 +325,7 @@ def _check_folder(recipe, cache, out):
     else:
         with replacing(path) as f: f.write_text(json.dumps(now, indent=1))
 
-# %% ../nbs/43_study.ipynb #273a8fcb
+# %% ../nbs/43_study.ipynb #b3d94faf
 def _attempt(recipe, cache, out, method, seed, progress):
     "`run_cell`, with an error written to the cell's `failed.json` and returned as text; `None` when all went well"
     cell = _cell(out, method, seed)
@@ -346,7 +352,7 @@ def _run_cells(recipe, cache, out, progress, executor):
             raise
     return {c: e for c,e in got.items() if e is not None}
 
-# %% ../nbs/43_study.ipynb #89221515
+# %% ../nbs/43_study.ipynb #60311612
 def study_manifest(
     recipe:Recipe,   # What is run
     cache:CropCache, # Its crops
@@ -386,7 +392,8 @@ def run_study(
     with replacing(Path(out)/'manifest.json') as f: f.write_text(json.dumps(study_manifest(recipe, cache), indent=1))
     for (m,s),e in (failed := _run_cells(recipe, cache, out, progress, executor)).items():
         warnings.warn(f'{m} seed {s} failed, the other cells went on: {e}')
-    if len(failed)==len(recipe.methods)*len(recipe.seeds): raise DataError(f'{out}: every cell failed; the first: {next(iter(failed.values()))}')
+    if len(failed)==len(recipe.methods)*len(recipe.seeds):
+        raise DataError(f'{out}: every cell failed; the first: {next(iter(failed.values()))}')
     return Study(recipe, out)
 
 def _check_names(recipe, cache):
@@ -432,7 +439,7 @@ def _failures(recipe, out):
     files = {(m,s): _cell(out, m, s)/'failed.json' for m in recipe.methods for s in recipe.seeds}
     return {k: json.loads(f.read_text())['error'] for k,f in files.items() if f.exists()}
 
-# %% ../nbs/43_study.ipynb #5a28e8ef
+# %% ../nbs/43_study.ipynb #67f5efec
 @patch
 def seeds(self:Study,
     *methods:str # Names of methods
@@ -506,7 +513,7 @@ def model(self:Study,
     m.load_state_dict(torch.load(_cell(self.out, method, seed)/'model.pt', weights_only=True))
     return m.eval()
 
-# %% ../nbs/43_study.ipynb #079282a4
+# %% ../nbs/43_study.ipynb #14f84a83
 @patch
 def learning_curves(self:Study,
     cache:CropCache,          # The study's crops
@@ -518,7 +525,8 @@ def learning_curves(self:Study,
     for m,s in self.results:
         enc = read_encoder(self.recipe, self.out, m, s)
         feats = cached_features(enc, cache, self.recipe.img_size, folder=self.out/'features')
-        rows.append(learning_curve(feats, with_label(cache.table, self.task), self.task, shares, draws, n=200).assign(method=m, encoder_seed=s))
+        curve = learning_curve(feats, with_label(cache.table, self.task), self.task, shares, draws, n=200)
+        rows.append(curve.assign(method=m, encoder_seed=s))
     return pd.concat(rows, ignore_index=True)
 
 # %% ../nbs/43_study.ipynb #c837b6db
@@ -545,7 +553,7 @@ def table(self:Study,
     if paper: t[PAPER_COLUMN] = [f'{PAPER_ACCURACY[m]:.3f}' if m in PAPER_ACCURACY else '' for m in t.index]
     return t
 
-# %% ../nbs/43_study.ipynb #28b3c2d2
+# %% ../nbs/43_study.ipynb #a63905e8
 def table_markdown(
     t:pd.DataFrame, # A table, its index first
 )->str:
@@ -563,7 +571,8 @@ def table_latex(
     esc = lambda v: '' if pd.isna(v) else ''.join(special.get(c, c) for c in str(v))
     rows = [[t.index.name or '', *t.columns], *([i, *r] for i,r in zip(t.index, t.to_numpy()))]
     lines = [' & '.join(map(esc, r)) + r' \\' for r in rows]
-    return '\n'.join([r'\begin{tabular}{l' + 'l'*t.shape[1] + '}', r'\toprule', lines[0], r'\midrule', *lines[1:], r'\bottomrule', r'\end{tabular}']) + '\n'
+    head = r'\begin{tabular}{l' + 'l'*t.shape[1] + '}'
+    return '\n'.join([head, r'\toprule', lines[0], r'\midrule', *lines[1:], r'\bottomrule', r'\end{tabular}']) + '\n'
 
 def write_tables(
     t:pd.DataFrame, # A table, its index first
