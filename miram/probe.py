@@ -87,7 +87,7 @@ def _features(encoder, cache, size, bs, pool, device):
             out.append(z.float().cpu())
     return torch.cat(out).numpy()
 
-# %% ../nbs/42_probe.ipynb #94ed0c5e
+# %% ../nbs/42_probe.ipynb #a63b6e18
 def encoder_hash(
     encoder:nn.Module, # Any model
 )->str:                # 16 hexadecimal digits
@@ -106,7 +106,7 @@ def crops_hash(
     for i in range(0, len(cache.crops), 256): h.update(np.ascontiguousarray(cache.crops[i:i+256]).data)
     return h.hexdigest()[:16]
 
-# %% ../nbs/42_probe.ipynb #d127d9d4
+# %% ../nbs/42_probe.ipynb #39477cc6
 def cached_features(
     encoder:nn.Module, # A timm vision transformer, left exactly as it was
     cache,             # A crop cache
@@ -124,7 +124,7 @@ def cached_features(
         with replacing(path) as new, open(new, 'wb') as f: np.save(f, _features(encoder, cache, size, bs, pool, device))
     return np.load(path, allow_pickle=False)
 
-# %% ../nbs/42_probe.ipynb #778c8d21
+# %% ../nbs/42_probe.ipynb #216e9a78
 def is_multi(
     label:str,             # Column of the label
     multi:bool|None=None,  # What the caller says; by default the name decides
@@ -138,7 +138,7 @@ def label_parts(
     "The names in a compound label, synonyms merged"
     return (clean_label(value) or '').split('-')
 
-# %% ../nbs/42_probe.ipynb #0df86c64
+# %% ../nbs/42_probe.ipynb #fbe16798
 def class_names(
     values:pd.Series, # Labels of the training lesions
     multi:bool=False, # Multi-label?
@@ -270,7 +270,7 @@ def weighted_log_loss(
         return float(F.binary_cross_entropy_with_logits(torch.logit(p), torch.as_tensor(y).double(), pos_weight=torch.as_tensor(weight)))
     return float(log_loss(y, probs, labels=range(len(weight)), sample_weight=np.asarray(weight)[y]))
 
-# %% ../nbs/42_probe.ipynb #c9ec1c09
+# %% ../nbs/42_probe.ipynb #81f01c7e
 def _logistic(x, y, C, max_iter):
     "Logistic regression, one for each column of a multi-hot `y`: a function from features to probabilities, and the model if it is one"
     fit = lambda t: LogisticRegression(C=C, class_weight='balanced', max_iter=max_iter).fit(x, t)
@@ -382,7 +382,7 @@ def _epoch(model, opt, x, y, loss, bs, gen):
         opt.zero_grad(); loss(model(x[i]), y[i]).backward(); opt.step()
     return model.eval()
 
-# %% ../nbs/42_probe.ipynb #c30552b4
+# %% ../nbs/42_probe.ipynb #901ce164
 def _score_loss(weight, multi):
     "Weighted loss of class scores, and what turns scores into probabilities"
     w = torch.as_tensor(weight).float()
@@ -428,7 +428,7 @@ def trained_probe(
     valid, predict = _fit_best(model, tr, va, epochs, lr, bs, seed, tr.y.ndim == 2)
     return _result(label, classes, te, predict(te.x), valid=valid, seed=seed)
 
-# %% ../nbs/42_probe.ipynb #6b7bc1ed
+# %% ../nbs/42_probe.ipynb #c308c56b
 class AttentiveProbe(nn.Module):
     "BatchNorm without affine on every token, one learned query that attends to them, one linear layer"
     def __init__(self,
@@ -460,13 +460,14 @@ def attentive_probe(
 
     Raises `ValueError` for pooled features, `LeakError` or `DataError` for an unfit split."""
     if tokens.ndim != 3:
-        raise ValueError(f"an attentive probe chooses among tokens (N,P,D), got features {tokens.shape}: cached_features(…, pool='tokens')")
+        raise ValueError(f"an attentive probe chooses among tokens (N,P,D), got features {tokens.shape}: "
+                         "cached_features(…, pool='tokens')")
     classes, parts = probe_split(tokens, table, label, multi); tr, va, te = (parts[s] for s in ('train', 'valid', 'test'))
     model = _seeded(lambda: AttentiveProbe(tokens.shape[2], len(classes), heads), seed)
     valid, predict = _fit_best(model, tr, va, epochs, lr, bs, seed, tr.y.ndim == 2)
     return _result(label, classes, te, predict(te.x), valid=valid, seed=seed)
 
-# %% ../nbs/42_probe.ipynb #760dc55e
+# %% ../nbs/42_probe.ipynb #53409627
 def take_patients(
     table:pd.DataFrame,    # Lesion table, split by patient
     share:float,           # Share of the training patients to keep, above 0 and at most 1
@@ -484,7 +485,7 @@ def take_patients(
     keep = place.index[place <= np.ceil(share*stratum.groupby(stratum).transform('size')).clip(lower=1)]
     return table.assign(split=table.split.mask((table.split == 'train') & ~table.patient_id.isin(keep), 'excluded'))
 
-# %% ../nbs/42_probe.ipynb #8d9124f5
+# %% ../nbs/42_probe.ipynb #93c4d82c
 def learning_curve(
     feats:np.ndarray,          # Features `(N,D)`, from `cached_features`
     table:pd.DataFrame,        # Their lesion table, split by patient
@@ -504,7 +505,7 @@ def learning_curve(
             rows.append(dict(share=s, seed=k, patients=tr.patient_id.nunique(), lesions=len(tr), **ci[['value', 'low', 'high']]))
     return pd.DataFrame(rows)
 
-# %% ../nbs/42_probe.ipynb #bbe73610
+# %% ../nbs/42_probe.ipynb #e3d06591
 def set_drop_path(
     encoder:nn.Module, # A timm vision transformer, changed in place
     rate:float,        # Probability of skipping the last block; rises linearly from 0 at the first
@@ -516,7 +517,7 @@ def set_drop_path(
         b.drop_path1, b.drop_path2 = (DropPath(rate*i/max(n-1, 1)) if rate and i else nn.Identity() for _ in range(2))
     return encoder
 
-# %% ../nbs/42_probe.ipynb #54775d96
+# %% ../nbs/42_probe.ipynb #ca41a072
 class LesionClassifier(nn.Module):
     "Encoder, mean of the patch tokens, norm, one linear layer"
     def __init__(self,
@@ -537,7 +538,7 @@ class LesionClassifier(nn.Module):
         return dict(stem=r'^encoder\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)',
                     blocks=[(r'^encoder\.blocks\.(\d+)', None), (r'^encoder\.norm', (99999,))])
 
-# %% ../nbs/42_probe.ipynb #c14e2a80
+# %% ../nbs/42_probe.ipynb #20edfa7e
 def layer_groups(
     model:nn.Module, # With timm's `group_matcher`
 )->list:             # Lists of trainable parameters, from the stem to the head
@@ -556,7 +557,7 @@ def layer_lrs(
     "Learning rates that shrink by `decay` with each layer away from the head"
     return slice(lr*decay**(n-1), lr) if n > 1 and decay < 1 else lr
 
-# %% ../nbs/42_probe.ipynb #bc0fc75e
+# %% ../nbs/42_probe.ipynb #b4b696a2
 class KeepBest(fastai.callback.core.Callback):
     "Put back, after a fit, the weights of the epoch with the lowest validation loss"
     order = 80
@@ -571,7 +572,7 @@ class KeepBest(fastai.callback.core.Callback):
     def after_fit(self):
         if self.best is not None: self.model.load_state_dict(self.best); self.best = None
 
-# %% ../nbs/42_probe.ipynb #6dca894d
+# %% ../nbs/42_probe.ipynb #d9814f32
 def _learner_loss(data, weighted, device):
     "Loss for the labels of `data` (a `CropItems`), with weights from them"
     multi = np.ndim(data.y) == 2
@@ -597,9 +598,10 @@ def finetune_learner(
     model = _seeded(lambda: LesionClassifier(set_drop_path(copy.deepcopy(encoder), drop_path), data.c, pool), seed)
     n = len(layer_groups(model))
     return Learner(dls, model, loss_func=_learner_loss(data, weighted, dls.device), lr=layer_lrs(n, lr, layer_decay), wd=wd,
-                   wd_bn_bias=False, train_bn=False, splitter=layer_groups, cbs=[KeepBest(), *([MixUp(mixup)] if mixup else []), *cbs], **kwargs)
+                   wd_bn_bias=False, train_bn=False, splitter=layer_groups,
+                   cbs=[KeepBest(), *([MixUp(mixup)] if mixup else []), *cbs], **kwargs)
 
-# %% ../nbs/42_probe.ipynb #4546cd6f
+# %% ../nbs/42_probe.ipynb #28b1bea4
 class MultiHotItems(CropItems):
     "Rows of a crop cache with multi-hot labels"
     def decode(self, o, full=True):
@@ -625,7 +627,7 @@ def task_dls(
     dl = lambda q, aug=None: _loader(MultiHotItems(cache, q.x, q.y.astype(np.float32), classes), size, bs, seed, workers, device, aug)
     return DataLoaders(dl(parts['train'], aug), dl(parts['valid']), dl(parts['test']), device=device)
 
-# %% ../nbs/42_probe.ipynb #863db4e6
+# %% ../nbs/42_probe.ipynb #e1c09f8c
 def finetune_probe(
     encoder:nn.Module,     # A timm vision transformer, left exactly as it was
     cache,                 # Labelled crops, a `CropCache`

@@ -77,22 +77,22 @@ def study_tasks(
     "The columns that a recipe probes, each once"
     return tuple(dict.fromkeys((recipe.label, *recipe.tasks)))
 
-# %% ../nbs/43_study.ipynb #baec69e7
+# %% ../nbs/43_study.ipynb #1e9a1c92
 REAL_SMALL = Recipe(methods=('random','mae','moco','miram-nystrom'), seeds=(0,1,2), label='pathology', arch='vit_demo', img_size=64,
                     patch_size=8, dec_dim=32, dec_depth=1, dec_heads=2, mask_ratio=.75, epochs=30, bs=32, lr=1e-3, warmup=.1, wd=.05,
                     crop_scale=(.3,1.), vflip=.5, n_boot=2000, tasks=('mass_shape','mass_margins'), probes=('linear','knn'),
                     checkpoint='last', ft_epochs=20, moco_hidden=512, precision='fp32', micro=None)
 
 PAPER = Recipe(methods=('random','mae-imagenet','mae','moco','miram-softmax','miram-linformer','miram-performer','miram-nystrom'),
-               seeds=(0,1,2), label='pathology4', arch='vit_base', img_size=112, patch_size=16, dec_dim=512, dec_depth=8, dec_heads=16, mask_ratio=.75,
-               epochs=500, bs=1024, lr=6e-4, warmup=.08, wd=.05, crop_scale=(.2,1.), vflip=0., n_boot=2000,
+               seeds=(0,1,2), label='pathology4', arch='vit_base', img_size=112, patch_size=16, dec_dim=512, dec_depth=8, dec_heads=16,
+               mask_ratio=.75, epochs=500, bs=1024, lr=6e-4, warmup=.08, wd=.05, crop_scale=(.2,1.), vflip=0., n_boot=2000,
                tasks=('pathology','mass_shape','mass_margins','calc_type','calc_distribution'),
                probes=('linear','knn','finetune'), checkpoint='last', ft_epochs=100,
                moco_hidden=4096, precision='auto', micro=256)
 
 PAPER_ACCURACY = {'mae': .589, 'moco': .602, 'miram-nystrom': .610}
 
-# %% ../nbs/43_study.ipynb #56ffabf0
+# %% ../nbs/43_study.ipynb #07bc3566
 def check_method(
     method:str, # Name of a method
 ):
@@ -104,7 +104,7 @@ def check_method(
     if (a := method.removeprefix('miram-')) not in attention_names():
         raise ValueError(f'unknown method {method!r}: there is no attention {a!r}, choose one of {", ".join(attention_names())}')
 
-# %% ../nbs/43_study.ipynb #f32cd0e3
+# %% ../nbs/43_study.ipynb #4bda7674
 class FixedEncoder(nn.Module):
     "A model that is an encoder and nothing else"
     def __init__(self,
@@ -175,7 +175,7 @@ def summary(self:StepMeter)->dict: # `steps`, `step_ms` (median) and `peak_mib`,
     peak = torch.cuda.max_memory_allocated()/2**20 if torch.cuda.is_available() else None
     return dict(steps=len(self.times), step_ms=round(1000*float(np.median(self.times)), 2) if self.times else None, peak_mib=peak)
 
-# %% ../nbs/43_study.ipynb #5288e4d2
+# %% ../nbs/43_study.ipynb #78b5b946
 def _train(recipe, cache, method, seed, progress=True):
     "The trained model, its history and what the training cost"
     model = build_model(recipe, method, seed)
@@ -219,7 +219,7 @@ def _fingerprint(cache):
 def _cell(out, method, seed): return Path(out)/'cells'/f'{method}-seed{seed}'
 def _result(cell, task, probe): return cell/f'{task}.{probe}.json'
 
-# %% ../nbs/43_study.ipynb #0a621449
+# %% ../nbs/43_study.ipynb #7fe31ac6
 PROBES = ('linear', 'trained', 'knn', 'attentive', 'finetune')
 
 def run_probe(
@@ -239,7 +239,7 @@ def run_probe(
     f = dict(linear=linear_probe, trained=trained_probe, knn=knn_probe)[probe]
     return f(cached_features(encoder, cache, size, folder=folder), table, task, seed=seed)
 
-# %% ../nbs/43_study.ipynb #b868c727
+# %% ../nbs/43_study.ipynb #de05b554
 def write_result(
     cell:Path,          # Folder of the cell
     r:ProbeResult,      # What to write
@@ -251,7 +251,7 @@ def write_result(
     info = dict(label=r.label, classes=list(map(str, r.classes)), multi=r.multi, C=r.C, seed=r.seed, valid=r.valid)
     with replacing(path) as f: f.write_text(json.dumps(info, indent=1))
 
-# %% ../nbs/43_study.ipynb #bfe18007
+# %% ../nbs/43_study.ipynb #8d25a20c
 def read_encoder(
     recipe:Recipe, # The protocol
     out:str|Path,  # Results folder of the study
@@ -325,7 +325,7 @@ def _check_folder(recipe, cache, out):
     else:
         with replacing(path) as f: f.write_text(json.dumps(now, indent=1))
 
-# %% ../nbs/43_study.ipynb #b3d94faf
+# %% ../nbs/43_study.ipynb #a8bd9e6d
 def _attempt(recipe, cache, out, method, seed, progress):
     "`run_cell`, with an error written to the cell's `failed.json` and returned as text; `None` when all went well"
     cell = _cell(out, method, seed)
@@ -352,7 +352,7 @@ def _run_cells(recipe, cache, out, progress, executor):
             raise
     return {c: e for c,e in got.items() if e is not None}
 
-# %% ../nbs/43_study.ipynb #60311612
+# %% ../nbs/43_study.ipynb #940ef01b
 def study_manifest(
     recipe:Recipe,   # What is run
     cache:CropCache, # Its crops
@@ -439,7 +439,7 @@ def _failures(recipe, out):
     files = {(m,s): _cell(out, m, s)/'failed.json' for m in recipe.methods for s in recipe.seeds}
     return {k: json.loads(f.read_text())['error'] for k,f in files.items() if f.exists()}
 
-# %% ../nbs/43_study.ipynb #67f5efec
+# %% ../nbs/43_study.ipynb #0b0ad5eb
 @patch
 def seeds(self:Study,
     *methods:str # Names of methods
@@ -513,7 +513,7 @@ def model(self:Study,
     m.load_state_dict(torch.load(_cell(self.out, method, seed)/'model.pt', weights_only=True))
     return m.eval()
 
-# %% ../nbs/43_study.ipynb #14f84a83
+# %% ../nbs/43_study.ipynb #13211e44
 @patch
 def learning_curves(self:Study,
     cache:CropCache,          # The study's crops
@@ -553,7 +553,7 @@ def table(self:Study,
     if paper: t[PAPER_COLUMN] = [f'{PAPER_ACCURACY[m]:.3f}' if m in PAPER_ACCURACY else '' for m in t.index]
     return t
 
-# %% ../nbs/43_study.ipynb #a63905e8
+# %% ../nbs/43_study.ipynb #625ae8b3
 def table_markdown(
     t:pd.DataFrame, # A table, its index first
 )->str:
