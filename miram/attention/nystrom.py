@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['iterate_pinv', 'spd_inverse', 'ridge_solve', 'iterate_solve', 'make_solver', 'nystrom', 'conv_sequence', 'conv_grid',
-           'value_conv', 'NystromAttention', 'average_tokens']
+           'value_conv', 'residual_sum', 'residual_projection', 'NystromAttention', 'average_tokens']
 
 # %% ../../nbs/13_attention.nystrom.ipynb #9c95e6b2
 import torch
@@ -15,7 +15,7 @@ from functools import partial
 from torch import Tensor,nn
 from torch.autograd.function import once_differentiable
 from torch.linalg import cholesky_ex
-from .base import Attention,check_tokens,merge_heads,pool_matrix,recompute,split_heads
+from .base import Attention,_autocast_now,check_tokens,merge_heads,pool_matrix,recompute,split_heads
 
 # %% ../../nbs/13_attention.nystrom.ipynb #48267e94
 def iterate_pinv(
@@ -49,7 +49,9 @@ class _Ridge(torch.autograd.Function):
     "u = (aᵀa + ridge·I)⁻¹ aᵀw, with its gradient from the same inverse"
     @staticmethod
     def forward(ctx, a, w, ridge):
-        x = spd_inverse(a.mT@a + ridge*torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
+        gram = a.mT@a
+        gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        x = spd_inverse(gram)
         u = x@(a.mT@w)
         ctx.save_for_backward(a, w, x, u)
         return u
@@ -106,7 +108,7 @@ def nystrom(
     with torch.autocast(q.device.type, enabled=False):
         ql,kl_,w = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (ql, kl, w))
         u = solve((ql@kl_.mT*q.shape[-1]**-.5).softmax(-1), w).to(v.dtype)
-    return recompute(F.scaled_dot_product_attention, q, kl, u)
+    return F.scaled_dot_product_attention(q, kl, u)
 
 # %% ../../nbs/13_attention.nystrom.ipynb #72a98aaa
 def conv_sequence(
@@ -142,6 +144,47 @@ def value_conv(
     if kernel%2==0: raise ValueError(f'a kernel of {kernel} has no middle: choose an odd one')
     n,size = (dim,kernel) if kind=='grid' else (heads,(kernel,1))
     return nn.Conv2d(n, n, size, groups=n, bias=False)
+
+# %% ../../nbs/13_attention.nystrom.ipynb #bd3b6940
+def residual_sum(
+    conv:Callable, # `conv(v, w)`, such as `conv_sequence`
+    o:Tensor,      # Mixed values `(B,heads,N,d)`
+    v:Tensor,      # Values `(B,heads,N,d)`
+    w:Tensor,      # Kernels of the convolution
+)->Tensor:         # `(B,N,D)`, heads side by side
+    "Mixed values plus the convolution of the values"
+    return merge_heads(o) + merge_heads(conv(v, w))
+
+class _ResidualProjection(torch.autograd.Function):
+    "A linear layer of `residual_sum`, which makes its input again in the backward pass"
+    @staticmethod
+    def forward(ctx, conv, o, v, w, weight, bias):
+        ctx.conv,ctx.autocast = conv,_autocast_now(o.device.type)
+        ctx.save_for_backward(o, v, w, weight)
+        return F.linear(residual_sum(conv, o, v, w), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        o,v,w,weight = ctx.saved_tensors
+        v = split_heads(merge_heads(v).contiguous(), v.shape[1]) # the convolution would copy it twice
+        v,w = v.detach().requires_grad_(),w.detach().requires_grad_()
+        with torch.enable_grad(), ctx.autocast(): x = residual_sum(ctx.conv, o, v, w)
+        gx = g@weight.to(g.dtype)
+        gv,gw = torch.autograd.grad(x, (v, w), gx)
+        return None,split_heads(gx, o.shape[1]),gv,gw,g.flatten(0, 1).T@x.detach().flatten(0, 1).to(g.dtype),g.flatten(0, 1).sum(0)
+
+# %% ../../nbs/13_attention.nystrom.ipynb #76a33f54
+def residual_projection(
+    conv:Callable, # `conv(v, w)`, such as `conv_sequence`
+    o:Tensor,      # Mixed values `(B,heads,N,d)`
+    v:Tensor,      # Values `(B,heads,N,d)`
+    w:Tensor,      # Kernels of the convolution
+    proj:nn.Linear, # The last projection
+)->Tensor:         # Tokens `(B,N,D)`
+    "`proj` of `residual_sum`, keeping the mixed values and the values instead of their sum"
+    if torch.compiler.is_compiling(): return proj(residual_sum(conv, o, v, w))
+    return _ResidualProjection.apply(conv, o, v, w, proj.weight, proj.bias)
 
 # %% ../../nbs/13_attention.nystrom.ipynb #0af51545
 class NystromAttention(Attention):
@@ -198,24 +241,36 @@ def average_tokens(
 
 # %% ../../nbs/13_attention.nystrom.ipynb #684b3bc6
 @patch
-def add_residual(self:NystromAttention,
-    o:Tensor, # Mixed values `(B,heads,N,d)`
-    v:Tensor, # Values `(B,heads,N,d)`
-)->Tensor:    # `(B,N,D)`, heads side by side
-    "Put the heads side by side, with the convolution of the values added"
-    if self.residual is None: return merge_heads(o)
-    conv = conv_sequence if self.residual=='sequence' else partial(conv_grid, grid=self.grid, n_prefix=self.n_prefix)
-    return merge_heads(o) + merge_heads(recompute(conv, v, self.res_conv.weight))
-
-@patch
-def attend(self:NystromAttention,
+def mix_tokens(self:NystromAttention,
     x:Tensor, # Tokens `(B,N,D)`
-)->Tensor:    # Mixed values `(B,N,D)`, heads side by side
+)->tuple:     # Mixed values and values, each `(B,heads,N,d)`
     "Attention of the tokens through their landmarks; raises `ValueError` on another number of tokens than the layer was made for"
     n = x.shape[1]
     if self.seq_len not in (None, n): raise ValueError(
         f'{n} tokens came to a Nyström attention made for {self.seq_len}: call resize with the new grid first')
     p = self._pool(n).to(x) if self.averages is None else self.averages
     q,k,v = self.project(x)
-    o = F.scaled_dot_product_attention(q, k, v) if len(p)==n else nystrom(q, k, v, average_tokens(p, q), average_tokens(p, k), self.solve)
-    return self.add_residual(o, v)
+    if len(p)==n: return F.scaled_dot_product_attention(q, k, v),v
+    return nystrom(q, k, v, average_tokens(p, q), average_tokens(p, k), self.solve),v
+
+@patch
+def attend(self:NystromAttention,
+    x:Tensor, # Tokens `(B,N,D)`
+)->Tensor:    # Mixed values with their residual `(B,N,D)`, heads side by side
+    "Everything before the last projection"
+    o,v = self.mix_tokens(x)
+    return merge_heads(o) if self.residual is None else residual_sum(self._conv(), o, v, self.res_conv.weight)
+
+# %% ../../nbs/13_attention.nystrom.ipynb #069ded7a
+@patch
+def _conv(self:NystromAttention):
+    return conv_sequence if self.residual=='sequence' else partial(conv_grid, grid=self.grid, n_prefix=self.n_prefix)
+
+@patch
+def forward(self:NystromAttention,
+    x:Tensor, # Tokens `(B,N,D)`
+)->Tensor:    # Tokens `(B,N,D)`
+    "`proj(attend(x))`, with less to keep"
+    o,v = self.mix_tokens(x)
+    if self.residual is None: return self.proj(merge_heads(o))
+    return residual_projection(self._conv(), o, v, self.res_conv.weight, self.proj)
