@@ -13,7 +13,7 @@ ifeq ($(origin PYTHON),undefined)
 PYTHON := $(shell for p in python3 python python3.12 python3.11 python3.10; do $$p -c "$(IS_NEW)" 2>/dev/null && echo $$p && break; done)
 endif
 
-.PHONY: help venv demo test docs export notebooks readme lock clean
+.PHONY: help venv demo test mutate docs export notebooks readme lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -43,6 +43,9 @@ demo: $(STAMP)  ## run the main job on made-up mammograms, about 5 minutes; the 
 
 test: $(STAMP)  ## test every notebook
 	$(BIN)/python .ci/test.py --flags "$(FLAGS)"
+
+mutate: $(STAMP)  ## break the attentions on purpose: does a cell notice?
+	$(BIN)/python .ci/mutate.py
 
 notebooks: $(STAMP)  ## run every notebook in a Jupyter kernel and keep what it prints and draws
 	$(BIN)/python .ci/kernel.py --store --flags "$(FLAGS)"

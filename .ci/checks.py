@@ -4,7 +4,7 @@
 
 A check is a function: it returns a remark, raises `Skip` where it cannot run, and fails by any other exception.
 """
-import ast, difflib, functools, html, json, re, shutil, sys, tempfile, time
+import ast, difflib, functools, html, json, os, re, shutil, subprocess, sys, tempfile, time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -108,6 +108,14 @@ def notebook_form():
         if any(isinstance(o, (ast.Import, ast.ImportFrom)) for o in nodes) and any(isinstance(o, (ast.Expr, ast.Assign)) for o in nodes):
             wrong.append(f'{f} [{i}]: imports and other code in one cell: {src.strip().splitlines()[-1][:60]}')
     none(wrong, 'notebooks that the documentation build reads wrongly:')
+
+@check
+def mutations():
+    "Each way to break an attention that .ci/mutate.py knows is noticed by a cell, and no change at all is not"
+    kept = subprocess.run([sys.executable, ROOT/'.ci'/'mutate.py', 'unchanged'], capture_output=True, text=True,
+                          env={**os.environ, 'MIRAM_TALLY': ''})
+    assert kept.returncode==1 and 'SURVIVED  unchanged' in kept.stdout, f'an unchanged attention must survive:\n{kept.stdout}{kept.stderr}'
+    return run(sys.executable, ROOT/'.ci'/'mutate.py', env={'MIRAM_TALLY': ''}).strip().splitlines()[-1]
 
 @once
 def site():

@@ -6,7 +6,8 @@ Every mutation replaces one piece of an exported module in a copy of the package
 fails. A mutation that no cell notices survives, and that is a failure. First each notebook runs on an unchanged copy, which has to survive:
 otherwise the cells fail by themselves and prove nothing.
 """
-import argparse, json, os, re, shutil, sys, tempfile, time
+import argparse, json, os, re, shutil, sys, tempfile, time, warnings
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,7 +22,8 @@ MUTATIONS = dict(  # name → module, piece of its source, what stands there ins
     cut_heads_the_other_way=('base', 't.unflatten(-1, (heads,-1)).transpose(1, 2)', 't.unflatten(-1, (-1,heads)).permute(0, 3, 1, 2)'),
     swap_keys_and_values=('base', 'for t in self.qkv(x).chunk(3, dim=-1))', 'for t in [self.qkv(x).chunk(3, dim=-1)[i] for i in (0,2,1)])'),
     pool_without_normalising=('base', 'w.clamp(min=0)*m/n', 'w.clamp(min=0)'),
-    average_the_prefix_away=('base', 'torch.block_diag(torch.eye(n_prefix, dtype=p.dtype), p) if n_prefix', 'F.pad(p, (n_prefix,0)) if n_prefix'),
+    average_the_prefix_away=('base', 'torch.block_diag(torch.eye(n_prefix, dtype=p.dtype), p) if n_prefix',
+                             'F.pad(p, (n_prefix,0)) if n_prefix'),
     count_views_as_storages=('base', 'self.kept[ptr] = t', 'self.kept[len(self.kept)] = t'),
     count_the_parameters=('base', 'if ptr not in self.skip: self.kept', 'self.kept'),
     check_without_batch_mates=('base', 'loud = torch.cat([x[:1], 20*x[1:]])', 'loud = x'),
@@ -51,14 +53,11 @@ MUTATIONS = dict(  # name → module, piece of its source, what stands there ins
 
 def preload():
     "Import what the notebooks need, but nothing of miram: each mutation is tried in a fork of this process"
-    import warnings
     warnings.simplefilter('ignore')
-    import matplotlib
-    matplotlib.use('agg')
-    import fastcore.test, matplotlib.pyplot, torch  # noqa: F401
-    import linformer, nystrom_attention, performer_pytorch.performer_pytorch  # noqa: F401
-    import torch.utils.flop_counter  # noqa: F401
-    torch.set_num_threads(1)
+    os.environ['MPLBACKEND'] = 'agg'
+    for o in ('fastcore.test', 'matplotlib.pyplot', 'torch.utils.flop_counter', 'linformer', 'nystrom_attention',
+              'performer_pytorch.performer_pytorch'): import_module(o)
+    import_module('torch').set_num_threads(1)
 
 def mutated(name, dest):
     "Copy the package to `dest` with the mutation in it; a `SystemExit` when the piece to replace is not there exactly once"
@@ -67,7 +66,8 @@ def mutated(name, dest):
     mod,old,new = MUTATIONS[name]
     f = dest/'miram'/'attention'/f'{mod}.py'
     text = f.read_text(encoding='utf-8')
-    if text.count(old)!=1: sys.exit(f'{name}: {text.count(old)} places in {f.relative_to(dest)} read {old!r}, not one: bring .ci/mutate.py up to date')
+    if text.count(old)!=1:
+        sys.exit(f'{name}: {text.count(old)} places in {f.relative_to(dest)} read {old!r}, not one: bring .ci/mutate.py up to date')
     f.write_text(text.replace(old, new), encoding='utf-8')
 
 def cells(notebook):
@@ -86,10 +86,9 @@ def export_imports(src):
 
 def attempt(name, notebook, folder, out):
     "In a process of its own: run the notebook on the copy in `folder`, and say on the pipe `out` which cell failed, and how"
-    import importlib
     sys.path.insert(0, str(folder))
     os.chdir(ROOT/'nbs')
-    mod = importlib.import_module('miram.' + notebook.split('_', 1)[1])
+    mod = import_module('miram.' + notebook.split('_', 1)[1])
     assert str(folder) in mod.__file__, mod.__file__
     scope,silent = {'__name__': '__main__', '__module__': mod},open(os.devnull, 'w')
     sys.stdout = sys.stderr = silent
@@ -110,7 +109,7 @@ def tried(name, notebook, ctx):
         p.start()
         there.close()
         try: return here.recv()
-        except EOFError: return '-', 'the process died'
+        except EOFError: sys.exit(f'{name}: the process died before a cell ran; a mutation has to leave valid Python')
         finally: p.join()
 
 def main():
