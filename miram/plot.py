@@ -218,7 +218,8 @@ def plot_cost(
         x = np.sort(df['tokens'].unique())
         _guides(ax, x, df.loc[df['tokens']==x[0], col].min()/unit)
         for k,g in df.groupby('attention', sort=False):
-            ax.plot(g['tokens'], g[col]/unit, 'o-', ms=3, lw=1.4, color=method_colour(k), label=k)
+            style = 'o--' if method_colour(k) in [l.get_color() for l in ax.lines] else 'o-' # a second one of its kind
+            ax.plot(g['tokens'], g[col]/unit, style, ms=3, lw=1.4, color=method_colour(k), label=k)
             if col=='ms': ax.fill_between(g['tokens'], g['ms_q25'], g['ms_q75'], color=method_colour(k), alpha=.15, lw=0)
         ax.set(xscale='log', yscale='log', xlabel='tokens N', ylabel=label); ax.margins(x=.14)
         ax.set_xticks(x, [str(i) for i in x]); ax.minorticks_off()
