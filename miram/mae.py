@@ -49,6 +49,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.grid,self.dim,self.n_prefix,self.attention = tuple(grid),dim,n_prefix,attention
         self.register_buffer('pos', sincos_2d(dim, grid, n_prefix)[None], persistent=False)
+        self.attn_kw = attn_kw
         self.blocks = nn.Sequential(*[DecoderBlock(dim, heads, grid, attention, n_prefix, **attn_kw) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, patch_size**2*in_chans)
