@@ -206,7 +206,7 @@ def load_encoder(
     load_weights(enc, path)
     return enc.eval()
 
-# %% ../nbs/25_weights.ipynb #6e6d0fa6
+# %% ../nbs/25_weights.ipynb #a01818a9
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth')
 
 def _weights_file(path):
@@ -223,19 +223,20 @@ def _unpickle(path):
     try:
         with allow([argparse.Namespace]) if allow else nullcontext(): return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        what = re.search(r'(?:GLOBAL|Unsupported (?:class|operand|global)[^A-Za-z]*)\s*([\w.]+)', str(e))
-        raise ValueError(f'{path}: is a pickle that holds {what[1] if what else "more than tensors"}, which could run code when it is opened; '
-                         'miram reads tensors only: save its state_dict() as safetensors where you trust it') from None
+        found = re.search(r'(?:GLOBAL|Unsupported (?:class|operand|global)[^A-Za-z]*)\s*([\w.]+)', str(e))
+        what = found[1] if found else 'more than tensors'
+        raise ValueError(f'{path}: is a pickle that holds {what}, which could run code when it is opened; miram reads tensors only: '
+                         'save its state_dict() as safetensors where you trust it') from None
     except (RuntimeError, EOFError, ValueError) as e:
         raise ValueError(f'{path}: is no whole torch checkpoint ({" ".join(str(e).split())[:200]})') from None
 
-# %% ../nbs/25_weights.ipynb #5f3a029a
+# %% ../nbs/25_weights.ipynb #e8af880e
 def read_state(
     path:str|Path, # File (`.safetensors`, or a torch checkpoint), or a folder with one under a usual name
 )->dict:           # Tensors by name
     """The tensors of a checkpoint; nothing in the file is executed
 
-    Raises `FileNotFoundError`, and `ValueError` naming the file for damage, for a pickle with more than tensors, and for no tensors at all."""
+    Raises `FileNotFoundError`, and `ValueError` naming the file for damage, for a pickle with more than tensors, and for no tensors."""
     p = _weights_file(path)
     if p.suffix=='.safetensors': _header(p); return load_file(p)
     if not p.is_file(): raise FileNotFoundError(f'{p}: no such file')
@@ -246,7 +247,7 @@ def read_state(
     if not state: raise ValueError(f'{p}: holds no tensors by name')
     return state
 
-# %% ../nbs/25_weights.ipynb #9ed67eba
+# %% ../nbs/25_weights.ipynb #d185673a
 def layout_of(
     state:dict, # Tensors by name
 )->str:         # 'miram', 'facebookresearch', 'timm' or 'huggingface'
@@ -254,13 +255,16 @@ def layout_of(
     if 'encoder.patch_embed.proj.weight' in state: return 'miram'
     if 'patch_embed.proj.weight' in state: return 'facebookresearch' if 'decoder_embed.weight' in state else 'timm'
     if any(k.endswith('embeddings.patch_embeddings.projection.weight') for k in state): return 'huggingface'
-    raise ValueError(f'the names {_some(list(state))} are not those of a vision transformer of timm, Hugging Face, facebookresearch/mae or miram')
+    raise ValueError(f'the names {_some(list(state))} are not those of a vision transformer of timm, Hugging Face, facebookresearch/mae '
+                     'or miram')
 
-# %% ../nbs/25_weights.ipynb #78fd0894
+# %% ../nbs/25_weights.ipynb #df5c6896
 _FACEBOOK = [(r'^decoder_embed\.', 'embed.0.'), (r'^mask_token$', 'mask_token.0'), (r'^decoder_pos_embed$', 'decoders.0.pos'),
-             (r'^decoder_blocks\.', 'decoders.0.blocks.'), (r'^decoder_norm\.', 'decoders.0.norm.'), (r'^decoder_pred\.', 'decoders.0.head.')]
-_HUGGING = [(r'^vit\.', ''), (r'^decoder\.(decoder_|)(layers|encoder\.layer)\.', 'decoder_blocks.'), (r'^(encoder\.layer|layers)\.', 'blocks.'),
-            (r'^decoder\.', ''), (r'^embeddings\.cls_token$', 'cls_token'), (r'^embeddings\.position_embeddings$', 'pos_embed'),
+             (r'^decoder_blocks\.', 'decoders.0.blocks.'), (r'^decoder_norm\.', 'decoders.0.norm.'),
+             (r'^decoder_pred\.', 'decoders.0.head.')]
+_HUGGING = [(r'^vit\.', ''), (r'^decoder\.(decoder_|)(layers|encoder\.layer)\.', 'decoder_blocks.'),
+            (r'^(encoder\.layer|layers)\.', 'blocks.'), (r'^decoder\.', ''),
+            (r'^embeddings\.cls_token$', 'cls_token'), (r'^embeddings\.position_embeddings$', 'pos_embed'),
             (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'), (r'^layernorm\.', 'norm.'),
             (r'\.attention\.(attention\.query|q_proj)\.', '.attn.q.'), (r'\.attention\.(attention\.key|k_proj)\.', '.attn.k.'),
             (r'\.attention\.(attention\.value|v_proj)\.', '.attn.v.'), (r'\.attention\.(output\.dense|o_proj)\.', '.attn.proj.'),
@@ -277,7 +281,7 @@ def _join_qkv(state):
     joined = {k.replace('.attn.q.', '.attn.qkv.'): torch.cat([state[k.replace('.attn.q.', f'.attn.{o}.')] for o in 'qkv']) for k in q}
     return {k: v for k,v in state.items() if not re.search(r'\.attn\.[qkv]\.', k)} | joined
 
-# %% ../nbs/25_weights.ipynb #8d7242ab
+# %% ../nbs/25_weights.ipynb #e5439d17
 def to_miram_names(
     state:dict, # Tensors by name, in a layout that `layout_of` knows
 )->dict:        # The same tensors under the names of a `MIRAM`: `encoder.…`, `embed.0.…`, `mask_token.0`, `decoders.0.…`
@@ -288,7 +292,7 @@ def to_miram_names(
     new = {_rename(k, _FACEBOOK): v for k,v in state.items()}
     return {k if k.startswith(('embed.0.', 'mask_token.0', 'decoders.0.')) else f'encoder.{k}': v for k,v in new.items()}
 
-# %% ../nbs/25_weights.ipynb #4f38032d
+# %% ../nbs/25_weights.ipynb #511425dd
 def adapt_channels(
     w:Tensor,      # Weight of the patch projection `(D,C,p,p)`
     in_chans:int,  # Channels wanted
@@ -310,17 +314,20 @@ def adapt_head(
     w = w.unflatten(0, (-1, c)).mean(1, keepdim=True)                     # (p*p,1,…)
     return w.expand(-1, in_chans, *w.shape[2:]).flatten(0, 1)
 
-# %% ../nbs/25_weights.ipynb #1a243803
+# %% ../nbs/25_weights.ipynb #931e0880
 def _is_code(pos, n_prefix):
     "Whether positions `(1,P+N,D)` are the sine-cosine code of a square grid"
-    g = round((pos.shape[1]-n_prefix)**.5)
-    return g*g==pos.shape[1]-n_prefix and pos.shape[-1]%4==0 and torch.allclose(pos[0].float(), sincos_2d(pos.shape[-1], (g,g), n_prefix), atol=1e-3)
+    n,d = pos.shape[1]-n_prefix,pos.shape[-1]
+    g = round(n**.5)
+    return g*g==n and d%4==0 and torch.allclose(pos[0].float(), sincos_2d(d, (g,g), n_prefix), atol=1e-3)
 
 def adapt_positions(
     pos:Tensor,      # Positions in the file `(1,P+N,D)`, of a square grid unless N agrees
     encoder:Encoder, # Whose grid they should fit
 )->Tensor:           # `(1,P+rows*cols,D)`
-    "Positions for another grid: the code computed anew, or learned ones interpolated; raises `ValueError` for learned ones where fixed are wanted"
+    """Positions for another grid: the code computed anew, or learned ones interpolated
+
+    Raises `ValueError` for learned positions where fixed ones are wanted, and for those of no square grid."""
     n,grid = encoder.n_pos_prefix,encoder.patch_embed.grid_size
     same = pos.shape==encoder.pos_embed.shape
     if encoder.fixed_pos:
@@ -332,7 +339,7 @@ def adapt_positions(
         raise ValueError(f'the {pos.shape[1]-n} positions in the file are of no square grid, and the model has {grid[0]}x{grid[1]}')
     return resample_abs_pos_embed(pos, grid, num_prefix_tokens=n)
 
-# %% ../nbs/25_weights.ipynb #f92edf52
+# %% ../nbs/25_weights.ipynb #7e321bd6
 class LicenceWarning(UserWarning):
     "Weights whose licence forbids some uses, or is not known"
 
@@ -349,7 +356,7 @@ def _licence(source, cfg, layout, known):
                       '(non-commercial)', LicenceWarning, stacklevel=3)
     return lic
 
-# %% ../nbs/25_weights.ipynb #03718b56
+# %% ../nbs/25_weights.ipynb #d3e4f102
 def _fit(new, encoder):
     "`new` with channels and positions adapted to the model, and what was done by name"
     new, how = dict(new), {}
@@ -360,12 +367,13 @@ def _fit(new, encoder):
     put(proj, adapt_channels(new[proj], want), f'{c} channels to {want}')
     if pos in new and new[pos].shape[-1]==encoder.embed_dim:
         old, grid = new[pos].shape[1]-encoder.n_pos_prefix, encoder.patch_embed.grid_size
-        put(pos, adapt_positions(new[pos], encoder), f'{old} positions to {grid[0]}x{grid[1]}, ' + ('computed' if encoder.fixed_pos else 'interpolated'))
+        way = 'computed' if encoder.fixed_pos else 'interpolated'
+        put(pos, adapt_positions(new[pos], encoder), f'{old} positions to {grid[0]}x{grid[1]}, {way}')
     for k in ('decoders.0.head.weight', 'decoders.0.head.bias'):
         if k in new: put(k, adapt_head(new[k], c, want), f'{c} channels to {want}')
     return new, how
 
-# %% ../nbs/25_weights.ipynb #f21542d0
+# %% ../nbs/25_weights.ipynb #16dddc55
 def _check_whole(new, own, decoders, source):
     "Raise `ValueError` unless the file has the whole encoder, and the same kind of decoder 1 where it is wanted and there"
     names = lambda d, p: {k for k in d if k.startswith(p)} - {'decoders.0.pos'}
@@ -397,7 +405,7 @@ def _check_heads(cfg, encoder, decoders, source):
     for k in there:
         if there[k] and here[k] and there[k]!=here[k]: raise ValueError(f'{source}: its {k} has {there[k]} heads, the model {here[k]}')
 
-# %% ../nbs/25_weights.ipynb #d0bbe8e4
+# %% ../nbs/25_weights.ipynb #8af348d7
 def _config_beside(source):
     "The JSON configuration in the folder of a checkpoint or in its header, {} where there is none"
     if isinstance(source, dict): return {}
@@ -415,7 +423,7 @@ def _split(new, own, decoders):
     take = {k: v for k,v in new.items() if k in own and (whole or k.startswith('encoder.'))}
     return take, [k for k in new if k not in take]
 
-# %% ../nbs/25_weights.ipynb #8567c38d
+# %% ../nbs/25_weights.ipynb #ff8cfac9
 def load_pretrained(
     model:nn.Module,         # `Encoder`, `MIRAM` or `MoCo` to fill, in place
     source:str|Path|dict,    # Checkpoint file, folder with one (see `pull`), or a state dict
@@ -441,14 +449,15 @@ def load_pretrained(
     missing = [cut(k) for k in own if k not in new and not k.startswith('momentum_')]
     return LoadReport([cut(k) for k in new if k not in how], missing, [cut(k) for k in ignored], {cut(k): v for k,v in how.items()}, lic)
 
-# %% ../nbs/25_weights.ipynb #816e753d
+# %% ../nbs/25_weights.ipynb #0a919950
 def _miram_args(m):
     "The arguments that lead to a `MIRAM`, beside its encoder"
     plain = {k: getattr(m, k) for k in inspect.signature(MIRAM).parameters if k not in ('encoder', 'decoders', 'share_embed')}
-    decs = [dict(dim=d.dim, depth=len(d.blocks), heads=d.blocks[0].attn.heads, attention=d.attention, options=d.attn_kw) for d in m.decoders]
+    decs = [dict(dim=d.dim, depth=len(d.blocks), heads=d.blocks[0].attn.heads, attention=d.attention, options=d.attn_kw)
+            for d in m.decoders]
     return dict(plain, share_embed=len(m.embed)==1, decoders=decs)
 
-# %% ../nbs/25_weights.ipynb #538ebb45
+# %% ../nbs/25_weights.ipynb #788a3c4f
 def _make_miram(enc, args):
     "A `MIRAM` around `enc`"
     rows,cols = enc.patch_embed.grid_size
@@ -465,7 +474,7 @@ def _make_moco(enc, args):
     "A `MoCo` around `enc`"
     return MoCo(enc, **args)
 
-# %% ../nbs/25_weights.ipynb #b9559920
+# %% ../nbs/25_weights.ipynb #494fc8fe
 def _model_kind(model):
     "Name of the kind of `model`, and the functions that describe and make it"
     kinds = dict(miram=(MIRAM, _miram_args, _make_miram), moco=(MoCo, _moco_args, _make_moco))
@@ -474,7 +483,7 @@ def _model_kind(model):
         if isinstance(model, cls): return k,*fs
     raise ValueError(f'a {type(model).__name__} is no {" or ".join(c.__name__ for c,*_ in kinds.values())}; save_encoder writes encoders')
 
-# %% ../nbs/25_weights.ipynb #b0511639
+# %% ../nbs/25_weights.ipynb #552080f4
 def _build_model(cfg):
     "The whole model that `cfg` describes, with fresh weights"
     kind = cfg['miram'].get('kind', 'encoder')
@@ -491,13 +500,13 @@ def save_model(
 )->Path:             # The file of the weights
     """Write a whole model as safetensors with its configuration, each file whole or not at all
 
-    Raises `ValueError` for another kind of model, for provenance that JSON cannot hold, and where the configuration cannot express the model."""
+    Raises `ValueError` for another kind of model, for provenance that JSON cannot hold, and for a model that cannot be described."""
     kind,describe,_ = _model_kind(model)
     cfg = encoder_config(model.encoder, mean, std, **provenance)
     cfg['miram'] |= dict(kind=kind, model=json.loads(json.dumps(describe(model))))
     return _write(model, cfg, path, _build_model)
 
-# %% ../nbs/25_weights.ipynb #5722ef52
+# %% ../nbs/25_weights.ipynb #6b0709ee
 def load_model(
     path:str|Path, # File `….safetensors`, or a folder, from `save_model`
 )->nn.Module:      # `MIRAM` or `MoCo`, in training mode; pixel statistics are in `encoder.pretrained_cfg`
@@ -508,7 +517,7 @@ def load_model(
     load_weights(model, path)
     return model
 
-# %% ../nbs/25_weights.ipynb #a03db277
+# %% ../nbs/25_weights.ipynb #67b191b5
 class _Features(nn.Module):
     "Pixels to features, as `encode`"
     def __init__(self, encoder, pool): super().__init__(); self.encoder,self.pool = encoder,pool
@@ -526,7 +535,7 @@ def onnx_error(
     got, = ort.InferenceSession(str(path), providers=['CPUExecutionProvider']).run(None, dict(pixels=x.numpy()))
     with torch.no_grad(): return float(np.abs(got-encode(encoder, x.to(encoder.pos_embed.device), pool).cpu().numpy()).max())
 
-# %% ../nbs/25_weights.ipynb #6cf6c4e7
+# %% ../nbs/25_weights.ipynb #160b9afd
 def export_onnx(
     encoder:Encoder, # Encoder to write
     path:str|Path,   # File `….onnx`
@@ -556,7 +565,7 @@ def _save_onnx(proto, encoder, path):
     entry.key, entry.value = 'miram', json.dumps(encoder_config(encoder))
     path.write_bytes(proto.SerializeToString())
 
-# %% ../nbs/25_weights.ipynb #959c0773
+# %% ../nbs/25_weights.ipynb #4d5834c5
 def _cell(v):
     "A value for a Markdown table"
     text = f'{v:.4g}' if isinstance(v, float) else ', '.join(map(_cell, v)) if isinstance(v, (list, tuple)) else str(v)
@@ -574,10 +583,11 @@ def _results(intervals):
     for o in pd.DataFrame(intervals).to_dict('records'):
         if any(pd.isna(o.get(k, np.nan)) for k in ('metric', 'value', 'low', 'high')):
             raise ValueError(f'the result {o} has no metric, value, low or high: a card prints numbers with their intervals only')
-        out.append(f'| {_cell(o.get("task", o.get("method", "")))} | {_cell(o["metric"])} | {o["value"]:.3f} | {o["low"]:.3f} to {o["high"]:.3f} |')
+        what = _cell(o.get('task', o.get('method', '')))
+        out.append(f'| {what} | {_cell(o["metric"])} | {o["value"]:.3f} | {o["low"]:.3f} to {o["high"]:.3f} |')
     return out
 
-# %% ../nbs/25_weights.ipynb #8dd2c21c
+# %% ../nbs/25_weights.ipynb #34b735c1
 def model_card(
     config:dict,             # Of the encoder or model, see `read_config`
     manifest:dict|None=None, # What the run recorded about itself: data, recipe, hardware, …
@@ -589,14 +599,17 @@ def model_card(
     prov, lic = own.get('provenance', {}), own.get('provenance', {}).get('licence')
     what = {'kind': own.get('kind', 'encoder'), 'architecture': own.get('arch') or config['architecture'], 'channels': args['in_chans'],
             'size in pixels': '×'.join(map(str, args['img_size'])), 'patch in pixels': args['patch_size'], 'width': args['embed_dim'],
-            'blocks': args['depth'], 'heads': args['num_heads']} | {f'{k} of the pixels (0 to 1)': pix[k] for k in ('mean', 'std') if k in pix}
+            'blocks': args['depth'], 'heads': args['num_heads']}
+    what |= {f'{k} of the pixels (0 to 1)': pix[k] for k in ('mean', 'std') if k in pix}
     known, results = _rows(prov) + _rows(manifest or {}), [] if intervals is None else _results(intervals)
-    head = ['---', 'library_name: timm', *([f'license: {lic.lower()}'] if lic else []), 'tags: [mammography, self-supervised, miram]', '---']
+    head = ['---', 'library_name: timm', *([f'license: {lic.lower()}'] if lic else []), 'tags: [mammography, self-supervised, miram]',
+            '---']
     table = lambda names, rows: ['| '+' | '.join(names)+' |', '|'+'---|'*len(names), *rows]
     return '\n'.join([*head, f'# {title}', '', f'Written by miram {own["version"]}. For research; not a medical device.', '',
         '## What it is', '', *table(['', ''], _rows(what)), '',
         '## Where it comes from', '', *(table(['', ''], known) if known else ['Nothing was recorded.']), '',
-        '## What was measured', '', *(table(['task', 'metric', 'value', '95 % interval'], results) if results else ['Nothing was recorded.']), '',
+        '## What was measured', '',
+        *(table(['task', 'metric', 'value', '95 % interval'], results) if results else ['Nothing was recorded.']), '',
         '## Use', '', '```python', *_usage(own), '```', ''])
 
 def _usage(own):
@@ -604,7 +617,7 @@ def _usage(own):
     if own.get('kind', 'encoder')!='encoder': return ['from miram.weights import load_model', "model = load_model('this folder')"]
     return ['import timm', "encoder = timm.create_model('local-dir:this folder', pretrained=True)  # or miram.weights.load_encoder"]
 
-# %% ../nbs/25_weights.ipynb #1cc2b04d
+# %% ../nbs/25_weights.ipynb #c3ab35d5
 _HUB_FILES = ['*.json', '*.md', '*.safetensors', '*.bin', '*.pth']
 
 def _is_folder(repo):
@@ -632,7 +645,7 @@ def push(
     api.create_repo(repo, private=private, exist_ok=True)
     return str(api.upload_folder(repo_id=repo, folder_path=source, allow_patterns=names, commit_message=f'Model by miram {__version__}'))
 
-# %% ../nbs/25_weights.ipynb #b58f9791
+# %% ../nbs/25_weights.ipynb #b4764db5
 def pull(
     repo:str|Path,          # `'owner/name'` on the hub, or a folder
     revision:str|None=None, # Branch, tag or commit on the hub
