@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'COSTS', 'method_costs', 'demo_figures', 'split_counts', 'write_report', 'demo_table', 'demo_job',
-           'write_results', 'friendly', 'miram_demo', 'cost_of_attention', 'miram_cost']
+           'write_results', 'friendly', 'miram_demo', 'cost_of_attention', 'miram_cost', 'lesion_figure',
+           'suspect_lesions', 'write_check', 'miram_cbis_check']
 
 # %% ../nbs/60_cli.ipynb #4dfee25b
 import os, warnings
@@ -285,3 +286,96 @@ def miram_cost(
 ):
     "Measure what the attentions cost in time and memory, beside the public packages"
     _miram_cost(what=what, out=out, tokens=tokens, dim=dim, heads=heads, m=m, rounds=rounds, device=device, threads=threads)
+
+# %% ../nbs/60_cli.ipynb #0bf1bef1
+import numpy as np
+from .data.cbis import CbisReport, check_archive, report_text
+from .data.lesions import read_pixels
+from .plot import canvas
+
+# %% ../nbs/60_cli.ipynb #8500f8a9
+def _outline(box, k):
+    "x and y of a closed line around a box, in pixels of an image reduced `k` times"
+    x,y,w,h = (v/k for v in box)
+    return [x,x+w,x+w,x,x],[y,y,y+h,y+h,y]
+
+def _panels(l):
+    "Title and function that gives the picture, for each panel of a lesion; the picture is an array, and a box or `None`"
+    x,y,w,h = l.box if isinstance(l.box, tuple) else (0, 0, 0, 0)
+    film = functools.cache(lambda: read_pixels(l.image))
+    cut = lambda: film()[max(int(y-h/4), 0):int(y+h*1.25)+1, max(int(x-w/4), 0):int(x+w*1.25)+1]
+    yield 'film', lambda: (film(), (x,y,w,h) if w else None)
+    yield 'film in the box', lambda: (cut() if w else None, None)
+    yield 'delivered crop', lambda: (read_pixels(l.crop), None) if isinstance(l.crop, str) and l.crop else (None, None)
+
+def lesion_figure(
+    lesion:pd.Series,  # A row of the report's `lesions`
+):                     # Figure
+    "Film with box, film in the box, and delivered crop; a panel that cannot be drawn says why"
+    fig,axs = canvas(1, 3, 2, 2)
+    for ax,(title,get) in zip(axs[0], _panels(lesion)):
+        ax.set_title(title, fontsize=7); ax.axis('off')
+        try: px,box = get()
+        except DataError: px,box = None,None; ax.set_title(f'{title}: unreadable', fontsize=7)
+        if px is None or not px.size: continue
+        k = max(1, max(px.shape)//300)
+        ax.imshow(px[::k, ::k], cmap='gray')
+        if box: ax.plot(*_outline(box, k), color='orange', lw=1)
+    return fig
+
+# %% ../nbs/60_cli.ipynb #08c9f4a7
+def suspect_lesions(
+    report:CbisReport, # From `check_archive`
+    n:int=12,          # At most so many
+)->pd.DataFrame:       # Rows of its `lesions` worth a look, the gravest first
+    "Lesions that are suspects, rejected or damaged and of which something can be shown"
+    f,l = report.findings, report.lesions
+    named = set(f['where'][f.level.isin(['suspect', 'rejected'])])
+    rank = np.select([l.lesion_id.isin(named), l.broken.map(len) > 0, (l.why != '') & l['mask'].notna()], [0, 1, 2], 3)
+    return l[rank < 3].assign(rank=rank[rank < 3]).sort_values('rank', kind='stable').head(n)
+
+# %% ../nbs/60_cli.ipynb #fc41d92b
+_CHECK = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{css}</style></head>
+<body><h1>{title}</h1><pre>{text}</pre><h2>Suspects</h2>{suspects}<h2>Sound lesions, for comparison</h2>{sound}
+<h2>All findings</h2><p>At most 100 of a sort.</p>{findings}</body></html>"""
+
+def write_check(
+    path:str|Path,       # HTML file to write
+    report:CbisReport,   # From `check_archive`
+    pictures:int=12,     # At most so many suspects in pictures
+)->Path:                 # `path`
+    "The report of an archive as one HTML page that needs no other file"
+    esc = html.escape
+    def shown(rows):
+        return ''.join(f'<h3>{esc(l.lesion_id)}</h3><p>{esc(l.why)}</p><img alt="{esc(l.lesion_id)}" '
+                       f'src="{figure_base64(lesion_figure(l))}">' for _,l in rows.iterrows()) or '<p>None.</p>'
+    sus = suspect_lesions(report, pictures)
+    rest = report.lesions[report.lesions.rows.notna() & ~report.lesions.lesion_id.isin(sus.lesion_id)]
+    sound = rest.iloc[np.linspace(0, len(rest)-1, min(4, len(rest))).round()] if len(rest) else rest
+    page = _CHECK.format(title=esc(f'CBIS-DDSM: {report.status}'), css=_CSS, text=esc(report_text(report)), suspects=shown(sus),
+                         sound=shown(sound), findings=report.findings.groupby('what').head(100).to_html(border=0, index=False))
+    with replacing(path) as f: f.write_text(page, encoding='utf-8')
+    return Path(path)
+
+# %% ../nbs/60_cli.ipynb #219db703
+_EXIT = dict(complete=0, partial=2, unfit=3)
+
+@friendly
+def _miram_cbis_check(root, html, quick, partial, pictures, workers):
+    report = check_archive(root, quick, workers)
+    print(report_text(report))
+    if html: print(f'\nThe report with pictures is {write_check(html, report, pictures).resolve()}')
+    return 0 if partial and report.status=='partial' else _EXIT[report.status]
+
+@call_parse
+def miram_cbis_check(
+    root:str,                     # Folder of the archive, with the case files
+    html:str='cbis-check.html',   # Report with pictures; empty for none
+    quick:bool=False,             # Leave out the pixels of the mammograms: no duplicates, no correlations
+    partial:bool=False,           # A sound part of the archive is enough for status 0
+    pictures:int=12,              # Suspects to show
+    workers:int=None,             # Processes; 0 for none
+):
+    "Is this CBIS-DDSM archive fit for use? Status 0: complete, 1: cannot be checked, 2: sound but partial, 3: unfit"
+    code = _miram_cbis_check(root=root, html=html, quick=quick, partial=partial, pictures=pictures, workers=workers)
+    if code: raise SystemExit(code)

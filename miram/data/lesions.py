@@ -39,6 +39,14 @@ def _count(n, word):
     return f'{n} {word}' + ('' if n == 1 else 's')
 
 # %% ../../nbs/31_data.lesions.ipynb #83de4d69
+def _inside(rel, root):
+    "`rel` as a path with `/`; raises for one that leads out of `root` by its own words"
+    p = PurePosixPath(str(rel).replace('\\', '/'))
+    if p.is_absolute() or '..' in p.parts or PureWindowsPath(str(rel)).drive:
+        raise DataError(f'path {str(rel)!r} leads out of {root}; give it relative to that folder, without ".."')
+    return p
+
+# %% ../../nbs/31_data.lesions.ipynb #8de7debf
 def safe_path(
     root:str|Path, # Folder that is not to be left
     rel:str,       # Path inside it, with `/` or `\`
@@ -46,9 +54,7 @@ def safe_path(
     """Join `rel` to `root`, refusing what would lead out of it
 
     Raises `DataError` when `rel` is absolute, has a `..` in it, or goes through a link to somewhere else."""
-    p = PurePosixPath(str(rel).replace('\\', '/'))
-    if p.is_absolute() or '..' in p.parts or PureWindowsPath(str(rel)).drive:
-        raise DataError(f'path {str(rel)!r} leads out of {root}; give it relative to that folder, without ".."')
+    p = _inside(rel, root)
     if not (Path(root)/p).resolve().is_relative_to(Path(root).resolve()):
         raise DataError(f'path {str(rel)!r} leads out of {root} through a link; put the file itself there')
     return Path(root)/p
@@ -347,7 +353,7 @@ def lesion_table(
     _complete(df, source)
     _check_ids(df, source)
     if boxes: _boxes(df, source)
-    for p in df.image.unique(): safe_path('the image folder', p)
+    for p in df.image.unique(): _inside(p, 'the image folder')
     df.attrs['notes'] = notes
     return df
 
