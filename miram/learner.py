@@ -7,7 +7,7 @@ __all__ = ['resolve_precision', 'rng_state', 'set_rng_state', 'loader_state', 's
            'PretrainLearner', 'Rewind']
 
 # %% ../nbs/39_learner.ipynb #0097e360
-import numpy as np, random, torch, warnings
+import numpy as np, random, time, torch, warnings
 from contextlib import nullcontext
 from fastai.callback.core import CancelBackwardException, CancelEpochException, CancelFitException, CancelStepException
 from fastai.data.core import DataLoaders
@@ -122,6 +122,7 @@ class PretrainLearner(Learner):
         self.micro,self.clip,self.precision = micro,clip,resolve_precision(precision, device)
         self.scaler = torch.amp.GradScaler(device) if self.precision=='fp16' else None
         self.lr_scale,self.share,self.at,self.pending,self.skipped,self.grad_norm,self.parts = 1.,1.,(0,0),None,False,None,None
+        self.waited,self.n_images,self.began = 0.,0,None
 
     def autocast(self):
         "The context of forward pass and loss"
@@ -207,7 +208,7 @@ def _do_one_batch(self:PretrainLearner):
         with self.autocast(): super(PretrainLearner, self)._do_one_batch()
         self.parts = self._parts()
         return
-    self.skipped = False
+    self.skipped,self.n_images = False,len(self.yb[0])
     self._accumulate()
     self.grad_norm = self._norm()
     self._with_events(self._step, 'step', CancelStepException)
@@ -225,9 +226,19 @@ def all_batches(self:PretrainLearner):
         self.began = state['began']
         set_rng_state(self.began[0]); set_loader_state(self.dl, self.began[1])
         batches = batches_from(self.dl, state['at'][1], state['rng'], state['loaders'][0]['generators'])
-    for i,b in enumerate(batches, self.at[1]):
+    for i,b in enumerate(self._timed(batches), self.at[1]):
         self.at = (self.epoch, i+1)
         self.one_batch(i, b)
+
+@patch
+def _timed(self:PretrainLearner, batches):
+    "The batches, while the time that is spent waiting for them adds up in `waited`"
+    it = iter(batches)
+    while True:
+        start = time.perf_counter(); b = next(it, None)
+        self.waited += time.perf_counter()-start
+        if b is None: return
+        yield b
 
 # %% ../nbs/39_learner.ipynb #5a1c2d82
 class Rewind(CancelFitException):
@@ -245,7 +256,7 @@ def _begin(self:PretrainLearner):
     self.at = (0,0) if self.pending is None else tuple(self.pending['at'])
     if self.pending is not None and self.at[1]==0: state,self.pending = self.pending,None; self.load_run_state(state)
 
-# %% ../nbs/39_learner.ipynb #357026d5
+# %% ../nbs/39_learner.ipynb #a45320e6
 @patch
 def fit(self:PretrainLearner, n_epoch, lr=None, wd=None, cbs=None, **kwargs):
     "fastai's `fit`, after which, however it ends, the callbacks that have a `close` are closed"
@@ -254,7 +265,7 @@ def fit(self:PretrainLearner, n_epoch, lr=None, wd=None, cbs=None, **kwargs):
     finally:
         for cb in closers: cb.close()
 
-# %% ../nbs/39_learner.ipynb #d859e282
+# %% ../nbs/39_learner.ipynb #b3e6792f
 @patch
 def _do_fit(self:PretrainLearner):
     self._begin()
@@ -302,7 +313,7 @@ def load_run_state(self:PretrainLearner,
     state:dict, # From `run_state`
 ):
     "Put everything back in place"
-    self.bare.load_state_dict(state['model']); self.opt.load_state_dict(state['opt'])
+    self.bare.load_state_dict(state['model']); self.opt.load_state_dict(state['opt']); self.opt.zero_grad()
     if self.scaler is not None and state['scaler']: self.scaler.load_state_dict(state['scaler'])
     self.train_iter,self.pct_train,self.lr_scale,self.micro = (state[k] for k in ('train_iter','pct_train','lr_scale','micro'))
     for dl,s in zip(self.dls.loaders, state['loaders']): set_loader_state(dl, s)

@@ -39,7 +39,7 @@ class SeededMasks(Callback):
     def state_dict(self): return dict(generator=self.generator.get_state())
     def load_state_dict(self, state): self.generator.set_state(state['generator'])
 
-# %% ../nbs/40_pretrain.ipynb #f8016049
+# %% ../nbs/40_pretrain.ipynb #8da8a8dc
 class MoCoViews(Callback):
     "Give a `MoCo` two views of each crop, and let its momentum encoder follow (MoCo-v3, arXiv 2104.02057)"
     order = 50
@@ -67,12 +67,13 @@ class MoCoViews(Callback):
 class ScaleRecorder(Callback):
     "Keep the loss of each scale: `steps`, a row per training step, and `history()`, a row per epoch, split and scale"
     order = 60
-    def before_fit(self): self.steps,self.epochs,self.start = [],[],time.perf_counter()
+    def before_fit(self): self.steps,self.epochs,self.start,self.total,self.n = [],[],time.perf_counter(),0.,0
     def before_train(self): self.total,self.n = 0.,0
     before_validate = before_train
 
     def after_batch(self):
-        if not self.training or not self.learn.skipped: self.total,self.n = self.total+self._scales()*len(self.yb[0]),self.n+len(self.yb[0])
+        n = self.learn.n_images if self.training else len(self.yb[0])
+        if not self.training or not self.learn.skipped: self.total,self.n = self.total+self._scales()*n,self.n+n
         if self.training: self.steps.append(dict(
             step=self.train_iter-1, lr=self.opt.hypers[0]['lr'], loss=self.learn.loss.item(), grad_norm=float(self.learn.grad_norm),
             skipped=self.learn.skipped, seconds=time.perf_counter()-self.start, parts=self.learn.parts.tolist()))
@@ -103,7 +104,7 @@ def load_state_dict(self:ScaleRecorder, state):
     self.steps,self.epochs,self.total,self.n = list(state['steps']),list(state['epochs']),state['total'],state['n']
     self.start = time.perf_counter()-state['seconds']
 
-# %% ../nbs/40_pretrain.ipynb #15050663
+# %% ../nbs/40_pretrain.ipynb #925eb32d
 class StepSchedule(Callback):
     "Set the learning rate before each step, from the share of all steps that is done"
     order,run_valid = 60,False
@@ -115,7 +116,7 @@ class StepSchedule(Callback):
         steps = self.learn.n_epoch*len(self.learn.dls.train)
         self.opt.set_hyper('lr', self.rate(self.learn.train_iter/steps)*getattr(self.learn, 'lr_scale', 1.))
 
-# %% ../nbs/40_pretrain.ipynb #ebe2b607
+# %% ../nbs/40_pretrain.ipynb #9639e5fa
 class EncoderEMA(Callback):
     "Keep an exponential average of the encoder's weights in `encoder_average`"
     order,run_valid = 70,False
@@ -134,7 +135,7 @@ class EncoderEMA(Callback):
     def state_dict(self): return dict(average=self.average.module.state_dict())
     def load_state_dict(self, state): self.average.module.load_state_dict(state['average'])
 
-# %% ../nbs/40_pretrain.ipynb #4fb28704
+# %% ../nbs/40_pretrain.ipynb #b373f297
 class SkipBad(Callback):
     "Skip steps with a non-finite loss or gradient; go back to the last checkpoint after `patience` in a row"
     order,run_valid = 20,False
@@ -158,7 +159,7 @@ class SkipBad(Callback):
     def state_dict(self): return dict(bad=self.bad, returned=self.returned, last=self.last)
     def load_state_dict(self, state): self.bad,self.returned,self.last,self.row = state['bad'],state['returned'],state['last'],0
 
-# %% ../nbs/40_pretrain.ipynb #2cfc7070
+# %% ../nbs/40_pretrain.ipynb #13f7e5b4
 @patch
 def _go_back(self:SkipBad):
     "Rewind to the last checkpoint with a lower learning rate; raises `FloatingPointError` when there is none or it did not help"
@@ -175,7 +176,7 @@ def _go_back(self:SkipBad):
     warnings.warn(f"{where}: back to epoch {state['at'][0]+1}, batch {state['at'][1]}, with the learning rate times {scale:g}")
     raise Rewind(state)
 
-# %% ../nbs/40_pretrain.ipynb #a2e1037a
+# %% ../nbs/40_pretrain.ipynb #e08ebfaa
 def _pixels(dls):
     "Mean and deviation that the loaders standardise by"
     cache = getattr(getattr(dls.train, 'dataset', None), 'cache', None) if isinstance(dls.train, CropDL) else None
