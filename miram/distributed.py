@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['deal', 'Distributed']
 
-# %% ../nbs/45_distributed.ipynb #c8ef7aea
+# %% ../nbs/45_distributed.ipynb #e991f654
 import torch
 from accelerate import Accelerator
 from fastai.callback.core import Callback
@@ -14,7 +14,7 @@ from torch import distributed as dist
 from .learner import rows_of
 from .moco import MoCo
 
-# %% ../nbs/45_distributed.ipynb #5361e97a
+# %% ../nbs/45_distributed.ipynb #3045ea40
 def deal(
     n:int,            # Rows of the batch
     rank:int,         # This process
@@ -26,7 +26,7 @@ def deal(
     k = len(range(rank, n, world))
     return (slice(rank, None, world),k*world/n) if k else (slice(0, 1),0.)
 
-# %% ../nbs/45_distributed.ipynb #e2ab57d0
+# %% ../nbs/45_distributed.ipynb #d31a91f9
 class Distributed(DistributedTrainer):
     "fastai's `DistributedTrainer`, with the batches of a single process dealt to all"
     order = 55

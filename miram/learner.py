@@ -256,7 +256,7 @@ def _begin(self:PretrainLearner):
     self.at = (0,0) if self.pending is None else tuple(self.pending['at'])
     if self.pending is not None and self.at[1]==0: state,self.pending = self.pending,None; self.load_run_state(state)
 
-# %% ../nbs/39_learner.ipynb #a45320e6
+# %% ../nbs/39_learner.ipynb #01780bb6
 @patch
 def fit(self:PretrainLearner, n_epoch, lr=None, wd=None, cbs=None, **kwargs):
     "fastai's `fit`, after which, however it ends, the callbacks that have a `close` are closed"
@@ -265,7 +265,7 @@ def fit(self:PretrainLearner, n_epoch, lr=None, wd=None, cbs=None, **kwargs):
     finally:
         for cb in closers: cb.close()
 
-# %% ../nbs/39_learner.ipynb #b3e6792f
+# %% ../nbs/39_learner.ipynb #32a16a0f
 @patch
 def _do_fit(self:PretrainLearner):
     self._begin()

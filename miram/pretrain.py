@@ -39,7 +39,7 @@ class SeededMasks(Callback):
     def state_dict(self): return dict(generator=self.generator.get_state())
     def load_state_dict(self, state): self.generator.set_state(state['generator'])
 
-# %% ../nbs/40_pretrain.ipynb #8da8a8dc
+# %% ../nbs/40_pretrain.ipynb #842043d8
 class MoCoViews(Callback):
     "Give a `MoCo` two views of each crop, and let its momentum encoder follow (MoCo-v3, arXiv 2104.02057)"
     order = 50
@@ -104,7 +104,7 @@ def load_state_dict(self:ScaleRecorder, state):
     self.steps,self.epochs,self.total,self.n = list(state['steps']),list(state['epochs']),state['total'],state['n']
     self.start = time.perf_counter()-state['seconds']
 
-# %% ../nbs/40_pretrain.ipynb #925eb32d
+# %% ../nbs/40_pretrain.ipynb #5465e0ef
 class StepSchedule(Callback):
     "Set the learning rate before each step, from the share of all steps that is done"
     order,run_valid = 60,False
@@ -116,7 +116,7 @@ class StepSchedule(Callback):
         steps = self.learn.n_epoch*len(self.learn.dls.train)
         self.opt.set_hyper('lr', self.rate(self.learn.train_iter/steps)*getattr(self.learn, 'lr_scale', 1.))
 
-# %% ../nbs/40_pretrain.ipynb #9639e5fa
+# %% ../nbs/40_pretrain.ipynb #2424e22c
 class EncoderEMA(Callback):
     "Keep an exponential average of the encoder's weights in `encoder_average`"
     order,run_valid = 70,False
@@ -135,7 +135,7 @@ class EncoderEMA(Callback):
     def state_dict(self): return dict(average=self.average.module.state_dict())
     def load_state_dict(self, state): self.average.module.load_state_dict(state['average'])
 
-# %% ../nbs/40_pretrain.ipynb #b373f297
+# %% ../nbs/40_pretrain.ipynb #d78e7c76
 class SkipBad(Callback):
     "Skip steps with a non-finite loss or gradient; go back to the last checkpoint after `patience` in a row"
     order,run_valid = 20,False
@@ -159,7 +159,7 @@ class SkipBad(Callback):
     def state_dict(self): return dict(bad=self.bad, returned=self.returned, last=self.last)
     def load_state_dict(self, state): self.bad,self.returned,self.last,self.row = state['bad'],state['returned'],state['last'],0
 
-# %% ../nbs/40_pretrain.ipynb #13f7e5b4
+# %% ../nbs/40_pretrain.ipynb #59c60b77
 @patch
 def _go_back(self:SkipBad):
     "Rewind to the last checkpoint with a lower learning rate; raises `FloatingPointError` when there is none or it did not help"
@@ -176,7 +176,7 @@ def _go_back(self:SkipBad):
     warnings.warn(f"{where}: back to epoch {state['at'][0]+1}, batch {state['at'][1]}, with the learning rate times {scale:g}")
     raise Rewind(state)
 
-# %% ../nbs/40_pretrain.ipynb #e08ebfaa
+# %% ../nbs/40_pretrain.ipynb #9830bc29
 def _pixels(dls):
     "Mean and deviation that the loaders standardise by"
     cache = getattr(getattr(dls.train, 'dataset', None), 'cache', None) if isinstance(dls.train, CropDL) else None

@@ -6,7 +6,7 @@
 __all__ = ['SLOTS', 'DamagedError', 'write_checkpoint', 'read_checkpoint', 'newest_checkpoint', 'data_identity', 'run_identity',
            'differences', 'Checkpoint']
 
-# %% ../nbs/44_resume.ipynb #c2709963
+# %% ../nbs/44_resume.ipynb #292dba7d
 import hashlib, json, numpy as np, os, pickle, signal, threading, time, torch, warnings
 from dataclasses import asdict, is_dataclass
 from fastai.callback.core import Callback
@@ -18,7 +18,7 @@ from .data.block import CropDL
 from .learner import PretrainLearner
 from .weights import replacing
 
-# %% ../nbs/44_resume.ipynb #20aedf75
+# %% ../nbs/44_resume.ipynb #1117afb1
 def _brief(e): return (str(e).splitlines() or [type(e).__name__])[0][:90]
 
 class DamagedError(ValueError): "A checkpoint that cannot be read"
@@ -44,7 +44,7 @@ def read_checkpoint(
         raise ValueError(f'{path}: is no checkpoint that miram {miram.__version__} can read')
     return state
 
-# %% ../nbs/44_resume.ipynb #92f3d993
+# %% ../nbs/44_resume.ipynb #7ada2b5b
 SLOTS = 'checkpoint-0.pt','checkpoint-1.pt'
 
 def newest_checkpoint(
@@ -61,7 +61,7 @@ def newest_checkpoint(
     for e in bad: warnings.warn(f'{e}; going on from {name}')
     return best,name
 
-# %% ../nbs/44_resume.ipynb #c70938cd
+# %% ../nbs/44_resume.ipynb #26d305f8
 def _world():
     "Number of processes that share the run"
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -94,7 +94,7 @@ def run_identity(
              processes=_world())
     return json.loads(json.dumps(d))
 
-# %% ../nbs/44_resume.ipynb #1b37acf2
+# %% ../nbs/44_resume.ipynb #b746601c
 def differences(
     was:dict,     # Description of a checkpoint
     now:dict,     # Description of the run
@@ -108,7 +108,7 @@ def differences(
         elif a!=b: res.append(f'{prefix}{k} was {a!r} and is {b!r}')
     return res
 
-# %% ../nbs/44_resume.ipynb #562b4f33
+# %% ../nbs/44_resume.ipynb #f73c16e8
 class Checkpoint(Callback):
     "Write the state of the run to two alternating files, and go on from the newer; raises `ValueError` when it is another run's"
     order = 95
@@ -134,7 +134,7 @@ class Checkpoint(Callback):
         if self.signals and threading.current_thread() is threading.main_thread():
             self.old = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM,signal.SIGINT)}
 
-# %% ../nbs/44_resume.ipynb #4ea76d8a
+# %% ../nbs/44_resume.ipynb #4fe98e02
 @patch
 def _on_signal(self:Checkpoint, number, frame):
     if number==signal.SIGINT and self.signal: raise KeyboardInterrupt
@@ -158,7 +158,7 @@ def _ranks(loop):
     every = [None]*dist.get_world_size(); dist.all_gather_object(every, mine)
     return every
 
-# %% ../nbs/44_resume.ipynb #462a28d9
+# %% ../nbs/44_resume.ipynb #60fbea7b
 @patch
 def save(self:Checkpoint,
     loop:dict|None=None, # A `loop_state` of the same weights; the present one when absent
@@ -178,7 +178,7 @@ def last_state(self:Checkpoint)->dict: # As `run_state`
     if _world()>1: dist.barrier()
     return _own(newest_checkpoint(self.folder)[0])
 
-# %% ../nbs/44_resume.ipynb #d51f1760
+# %% ../nbs/44_resume.ipynb #f7b6db41
 @patch
 def _agreed(self:Checkpoint, due):
     "Signal and whether a checkpoint is due, as the same for all processes"
@@ -200,7 +200,7 @@ def _check(self:Checkpoint, due=False, loop=None):
     warnings.warn(f'SIGTERM: the state is in {self.folder}; the same call goes on from there')
     raise SystemExit(143)
 
-# %% ../nbs/44_resume.ipynb #694057e4
+# %% ../nbs/44_resume.ipynb #177375e0
 @patch
 def after_batch(self:Checkpoint):
     if not self.learn.training:

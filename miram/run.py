@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['recipe_dls', 'recipe_learner', 'RunBar', 'run_pretraining', 'write_run']
 
-# %% ../nbs/56_run.ipynb #b00d2663
+# %% ../nbs/56_run.ipynb #e6e1363c
 import json, numpy as np, pandas as pd, random, time, torch
 from dataclasses import asdict
 from fastai.data.core import DataLoaders
@@ -25,7 +25,7 @@ from .study import StepBar
 from .watch import CollapseDetector, OnlineProbe, Pictures, RunLog, wandb_callbacks
 from .weights import replacing, save_encoder
 
-# %% ../nbs/56_run.ipynb #4d8b2c38
+# %% ../nbs/56_run.ipynb #9802937a
 def recipe_dls(
     recipe:PretrainRecipe, # What to do
     cache:CropCache,       # Crops of at least twice the recipe's `img_size`
@@ -50,7 +50,7 @@ def recipe_learner(
                             micro=r.micro, precision=r.precision, clip=r.clip, ema=r.ema, checkpointing=r.checkpointing,
                             compile=r.compile, channels_last=r.channels_last, **kw)
 
-# %% ../nbs/56_run.ipynb #de589d51
+# %% ../nbs/56_run.ipynb #b56a8073
 class RunBar(StepBar):
     "A progress bar that goes on where the run goes on"
     def after_batch(self):
@@ -73,7 +73,7 @@ def _distributed(device):
     from miram.distributed import Distributed
     return [Distributed(cpu=torch.device(device or default_device()).type=='cpu')]
 
-# %% ../nbs/56_run.ipynb #e267e673
+# %% ../nbs/56_run.ipynb #7847aa6f
 def run_pretraining(
     recipe:PretrainRecipe,     # What to do
     cache:CropCache,           # Crops of at least twice the recipe's `img_size`
@@ -104,7 +104,7 @@ def run_pretraining(
     if rank_distrib()==0: write_run(learn, recipe, cache, out, time.perf_counter()-start)
     return learn
 
-# %% ../nbs/56_run.ipynb #d75b9413
+# %% ../nbs/56_run.ipynb #7b9c2dad
 def write_run(
     learn:PretrainLearner, # After the fit
     recipe:PretrainRecipe, # What was done

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['aside', 'RunLog', 'Pictures', 'feature_health', 'CollapseDetector', 'OnlineProbe', 'wandb_callbacks']
 
-# %% ../nbs/55_watch.ipynb #10ca19e2
+# %% ../nbs/55_watch.ipynb #7d87ec05
 import csv, numpy as np, pandas as pd, resource, time, torch, warnings
 from contextlib import contextmanager
 from fastai.callback.core import Callback
@@ -24,7 +24,7 @@ from .probe import cached_features, frozen, knn_vote
 from .vit import encode
 from .weights import replacing
 
-# %% ../nbs/55_watch.ipynb #2b966497
+# %% ../nbs/55_watch.ipynb #a7d6593a
 @contextmanager
 def aside(
     learn, # The learner that runs
@@ -41,7 +41,7 @@ def _first_batch(learn):
     with aside(learn): low,high = next(iter(learn.dls.valid))
     return low.as_subclass(torch.Tensor),high.as_subclass(torch.Tensor)
 
-# %% ../nbs/55_watch.ipynb #71f7e919
+# %% ../nbs/55_watch.ipynb #2897b71f
 def _memory_mib():
     "Peak memory: of the GPU, or of this process"
     if torch.cuda.is_available() and torch.cuda.is_initialized(): return torch.cuda.max_memory_allocated()/2**20
@@ -71,7 +71,7 @@ class RunLog(Callback):
         self.rows.append(row | {f'loss_{s}': v for s,v in zip(self._names(rec['parts']), rec['parts'])})
         if len(self.rows)>=self.every: self._flush()
 
-# %% ../nbs/55_watch.ipynb #a684d557
+# %% ../nbs/55_watch.ipynb #8dc90a3c
 @patch
 def _names(self:RunLog, parts):
     scales = getattr(self.learn.bare, 'scales', ())
@@ -94,7 +94,7 @@ def _tensorboard(folder, step):
     except ImportError: return None
     return SummaryWriter(str(folder), purge_step=step)
 
-# %% ../nbs/55_watch.ipynb #f05c2713
+# %% ../nbs/55_watch.ipynb #797ff60e
 @patch
 def _flush(self:RunLog):
     if not self.rows or self.file is None: return
@@ -123,7 +123,7 @@ def close(self:RunLog):
     if self.board is not None: self.board.close()
     self.file = self.board = None
 
-# %% ../nbs/55_watch.ipynb #f01aad49
+# %% ../nbs/55_watch.ipynb #c8b95313
 class Pictures(Callback):
     "Save reconstructions of validation crops as PNG files in `folder`; raises `ValueError` for an unknown `denorm`"
     order = 81
@@ -146,7 +146,7 @@ class Pictures(Callback):
 
     def _due(self): return (self.learn.epoch+1)%self.every==0 or self.learn.epoch+1==self.learn.n_epoch
 
-# %% ../nbs/55_watch.ipynb #9a9bac8c
+# %% ../nbs/55_watch.ipynb #5c16b7ba
 def feature_health(
     z, # Features `(n,D)`, tensor or array
 )->dict: # `spread`, 0 to 1, and `rank`, 1 to D
@@ -159,7 +159,7 @@ def feature_health(
     p = s/s.sum().clamp(min=1e-12)
     return dict(spread=spread, rank=torch.special.entr(p).sum().exp().item() if spread>1e-6 else 1.)
 
-# %% ../nbs/55_watch.ipynb #ebd7e65d
+# %% ../nbs/55_watch.ipynb #f86c81c7
 class CollapseDetector(Callback):
     "Spread and rank of the encoder's features on validation images after each `every` epochs, in `rows`; warns of a collapse"
     order = 82
@@ -189,7 +189,7 @@ class CollapseDetector(Callback):
     def state_dict(self): return dict(rows=list(self.rows))
     def load_state_dict(self, state): self.rows = list(state['rows'])
 
-# %% ../nbs/55_watch.ipynb #bde63fd9
+# %% ../nbs/55_watch.ipynb #1af18821
 class OnlineProbe(Callback):
     "kNN and linear probe of a label on validation patients, in `rows`; raises `LeakError` for a patient on two sides"
     order = 83
@@ -221,7 +221,7 @@ class OnlineProbe(Callback):
     def state_dict(self): return dict(rows=list(self.rows))
     def load_state_dict(self, state): self.rows = list(state['rows'])
 
-# %% ../nbs/55_watch.ipynb #1adab659
+# %% ../nbs/55_watch.ipynb #e9b44dc6
 @patch
 def measure(self:OnlineProbe,
     z:np.ndarray, # Features `(n,D)` of the labelled training and validation lesions
@@ -233,7 +233,7 @@ def measure(self:OnlineProbe,
     probs = dict(knn=knn_vote(a, y[tr], b, k=min(self.k, int(tr.sum())), n_classes=c), linear=fit.predict_proba(b))
     return {f'{n}_{m}': float(f(y[~tr], p)) for n,p in probs.items() for m,f in (('auc',macro_auc), ('accuracy',balanced_accuracy))}
 
-# %% ../nbs/55_watch.ipynb #2df781c8
+# %% ../nbs/55_watch.ipynb #bdea4587
 def wandb_callbacks()->list: # With fastai's `WandbCallback`, or empty
     "fastai's callback for Weights & Biases where a run of it is open"
     try: import wandb
