@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['random_affine', 'warp', 'TensorCrop', 'ToUnit', 'Augment', 'Standardise', 'TwoScales', 'CropItems', 'CropDL',
-           'pretrain_dls', 'lesion_dls']
+           'pretrain_dls', 'lesion_dls', 'CropOfRow', 'LesionBlock', 'split_table']
 
 # %% ../../nbs/34_data.block.ipynb #5fd9d072
 import math, random, warnings
 
-import numpy as np, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import Category, CategoryMap
+from fastai.data.block import TransformBlock
+from fastai.data.transforms import Category, CategoryMap, MultiCategory
 from fastai.torch_basics import ItemTransform, Transform
-from fastai.torch_core import TensorCategory, default_device
+from fastai.torch_core import TensorCategory, TensorMultiCategory, default_device, show_image
 from fastai.vision.core import TensorImageBW
 from fastcore.basics import chunked, patch
 from fastcore.foundation import L
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from .crops import CropCache
 from .lesions import DataError, LeakError, add_pathology4, assert_disjoint, labelled
-from ..patches import downsample
+from ..patches import downsample, patchify, unpatchify
 
 # %% ../../nbs/34_data.block.ipynb #084608b7
 def random_affine(
@@ -63,14 +64,19 @@ class TensorCrop(TensorImageBW):
     "A batch of one-channel crops"
     _show_args = dict(cmap='gray')
 
+# %% ../../nbs/34_data.block.ipynb #964f9252
+def _label(y): return (TensorMultiCategory if y.is_floating_point() else TensorCategory)(y)
+
 # %% ../../nbs/34_data.block.ipynb #b8f2fb30
 class ToUnit(ItemTransform):
     "From the raw batch (16-bit crops, and labels if any) to crops from 0 to 1"
     order = 0
     def encodes(self, b):
-        "Crops as float32, class numbers as `TensorCategory`"
-        x = b[0].int().bitwise_and_(65535).float().div_(65535)
-        return (TensorCrop(x), *map(TensorCategory, b[1:]))
+        "Crops as float32, class numbers as `TensorCategory`, rows of zeros and ones as `TensorMultiCategory`"
+        x = b[0].as_subclass(Tensor)
+        x = x.view(torch.uint16).float() if x.device.type in ('cpu', 'cuda') else x.int().bitwise_and_(65535).float()
+        x = x.div_(65535)
+        return (TensorCrop(x), *(y if type(y) is not Tensor else _label(y) for y in b[1:]))
 
 # %% ../../nbs/34_data.block.ipynb #5c3ca644
 class Augment(Transform):
@@ -136,7 +142,7 @@ class CropItems:
     def __init__(self,
         cache:CropCache,            # The cache
         rows,                       # Row numbers `(n,)`
-        y=None,                     # Class numbers `(n,)`, or `None`
+        y=None,                     # Class numbers `(n,)`, zeros and ones `(n,K)`, or `None`
         vocab:list|None=None,       # Names of the classes
     ):
         self.cache, self.rows, self.y = cache, np.asarray(rows, dtype=int), y
@@ -144,12 +150,14 @@ class CropItems:
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return tuple(o[0] for o in self.batch([i]))
     def batch(self, idxs):
-        "Crops `(B,1,S,S)`, int16, and class numbers `(B,)` when there are labels"
+        "Crops `(B,1,S,S)`, int16, and class numbers `(B,)` or zeros and ones `(B,K)` when there are labels"
         x = torch.from_numpy(self.cache.crops[self.rows[idxs]].view(np.int16)).unsqueeze(1)
         return (x,) if self.y is None else (x, torch.as_tensor(self.y[idxs]))
     def decode(self, o, full=True):
         "Turn a class number into its name, for a picture"
-        return o if self.y is None else (o[0], Category(self.vocab[int(o[1])]))
+        if self.y is None: return o
+        if self.y.ndim > 1: return o[0], MultiCategory(v for v,h in zip(self.vocab, o[1]) if h > .5)
+        return o[0], Category(self.vocab[int(o[1])])
     def new_empty(self):
         "No rows, the same classes"
         return type(self)(self.cache, [], None if self.y is None else self.y[:0], self.vocab)
@@ -182,19 +190,25 @@ class CropDL(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         "A loader of the same settings for another dataset"
         if isinstance(dataset, (list, L)): dataset = self.dataset.pick(dataset)
+        sides = [getattr(d, 'split_idx', None) for d in (self.dataset, dataset)]
+        if sides == [0, 1] and (both := _patients(self.dataset) & _patients(dataset)):
+            raise LeakError(f'{len(both)} patients on both sides ({min(both)}, …); split by patient, as splitter=split_table does')
         return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
     def create_batches(self, samps):
         "One gather for each batch"
-        yield from (self.dataset.batch(list(b)) for b in chunked(samps, self.bs, self.drop_last))
+        if not hasattr(self.dataset, 'batch'): yield from super().create_batches(samps)
+        else: yield from (self.dataset.batch(list(b)) for b in chunked(samps, self.bs, self.drop_last))
     def _one_pass(self):
-        b = self.after_batch(tuple(o.to(self.device) for o in self.dataset.batch([0])))
+        one = self.dataset.batch([0]) if hasattr(self.dataset, 'batch') else self.do_batch([self.do_item(0)])
+        b = self.after_batch(tuple(o.to(self.device) for o in one))
         self._n_inp, self._types = 1, {tuple: [type(o) for o in b]}
 
 # %% ../../nbs/34_data.block.ipynb #b873bb8c
 @patch(as_prop=True)
 def generators(self:CropDL): # The generators of its augmentation
     "Random generators of the batch transforms"
-    return [t.g for t in self.after_batch.fs if isinstance(t, Augment)]
+    side = getattr(self.dataset, 'split_idx', None)
+    return [t.g for t in self.after_batch.fs if isinstance(t, Augment) and t.split_idx in (None, side)]
 
 @patch
 def randomize(self:CropDL):
@@ -212,6 +226,12 @@ def one_batch(self:CropDL): # The first batch of the coming epoch
         self.epoch = was[0]
         for g,s in zip(self.generators, was[1]): g.set_state(s)
 
+# %% ../../nbs/34_data.block.ipynb #18cd66f5
+def _patients(ds):
+    "The patients of a dataset: rows of a cache, or rows of its table in a `DataBlock`"
+    if isinstance(ds, CropItems): return set(ds.cache.table.patient_id.iloc[ds.rows])
+    return set(ds.items.patient_id) if isinstance(getattr(ds, 'items', None), pd.DataFrame) else set()
+
 # %% ../../nbs/34_data.block.ipynb #bbee75df
 def _checked(cache, size):
     "Guard against leaks; the low side"
@@ -223,12 +243,12 @@ def _checked(cache, size):
     return size
 
 # %% ../../nbs/34_data.block.ipynb #16b2b9d2
-def _loader(items, size, bs, seed, workers, device, aug=None, **kwargs):
+def _loader(items, size, bs, seed, workers, device, aug=None, shuffle=None, **kwargs):
     "A loader with its batch transforms, augmented when `aug` is given"
     tfms = [ToUnit(), Standardise(items.cache.mean, items.cache.std), TwoScales(size)]
     if aug is not None: tfms.insert(1, Augment(**aug))
     device = torch.device(device or default_device())
-    return CropDL(items, bs, seed, workers, after_batch=tfms, device=device, shuffle=aug is not None,
+    return CropDL(items, bs, seed, workers, after_batch=tfms, device=device, shuffle=aug is not None if shuffle is None else shuffle,
                   pin_memory=device.type == 'cuda', **kwargs)
 
 # %% ../../nbs/34_data.block.ipynb #ffd5cc3c
@@ -241,6 +261,7 @@ def pretrain_dls(
     workers:int=0,              # Processes that gather
     splits:tuple=('train',),    # Splits to train on; never the test part
     device=None,                # Device of the batches; fastai's default
+    augment:bool=True,          # Augment the training part?
     **kwargs,                   # Options of `Augment`, those of `random_affine` among them
 )->DataLoaders:                 # Batches `(low (B,1,s,s), high (B,1,2s,2s))`; `.valid` is unaugmented
     """Loaders of both scales, for pretraining; labels are not needed
@@ -253,8 +274,51 @@ def pretrain_dls(
     train, valid = (np.flatnonzero(np.isin(split, s)) for s in (list(splits), list({'valid'} - set(splits))))
     if not len(train):
         raise DataError(f"{cache.path}: no crop is in {' or '.join(splits)}; split the table before building the cache")
-    dl = lambda rows, aug=None: _loader(CropItems(cache, rows), size, bs, seed, workers, device, aug)
-    return DataLoaders(dl(train, kwargs), dl(valid), device=torch.device(device or default_device()))
+    dl = lambda rows, aug, shuffle: _loader(CropItems(cache, rows), size, bs, seed, workers, device, aug, shuffle)
+    both = dl(train, kwargs if augment else None, True), dl(valid, None, False)
+    return DataLoaders(*both, device=torch.device(device or default_device()))
+
+# %% ../../nbs/34_data.block.ipynb #f6b1e90f
+def _paint(pred, true, norm):
+    "Predicted patches `(B,s*s*N,p*p*C)` as an image of the size of `true`"
+    side, chans = math.isqrt(pred.shape[1]), true.shape[1]
+    p, t = true.shape[-1]//side, true.float()
+    if norm:
+        t = patchify(t, p)
+        pred = pred*(t.var(-1, keepdim=True) + 1e-6).sqrt() + t.mean(-1, keepdim=True)
+    return unpatchify(pred.float(), p, (side, side), chans)
+
+def _masked(low, mask):
+    "The low image with its hidden patches in the image's mean"
+    side = math.isqrt(mask.shape[1])
+    m = F.interpolate(mask.float().view(-1, 1, side, side), low.shape[-2:])
+    return low*(1 - m) + low.mean((1, 2, 3), keepdim=True)*m
+
+# %% ../../nbs/34_data.block.ipynb #591d7173
+@patch
+def show_results(self:CropDL,
+    b,                    # Batch `(low, high)`
+    out,                  # What the model made of it: predictions of each scale and the mask, or anything that fastai can show
+    max_n:int=4,          # Rows of the picture
+    norm_pix:bool=True,   # Are predictions normalised patch by patch?
+    figsize:tuple|None=None, # Width and height in inches
+    show:bool=True,       # As in fastai; `False` hands the images out
+    **kwargs,             # Passed to fastai for other outputs
+):                        # The figure
+    "Masked input, and prediction beside truth at each scale"
+    if not (isinstance(out, (tuple, list)) and isinstance(out[0], (tuple, list))):
+        return super(CropDL, self).show_results(b, out, max_n=max_n, show=show, **kwargs)
+    (low, high), (preds, mask, *_) = (o.as_subclass(Tensor)[:max_n].cpu().float() for o in b), out
+    cols = {'input': _masked(low, mask[:max_n])}
+    for p in preds:
+        true = downsample(high, high.shape[-1]//(low.shape[-1]*math.isqrt(p.shape[1]//mask.shape[1])))
+        cols |= {f'{true.shape[-1]} predicted': _paint(p[:max_n], true, norm_pix), f'{true.shape[-1]} true': true}
+    if not show: return cols
+    fig, axs = plt.subplots(len(low), len(cols), figsize=figsize or (1.6*len(cols), 1.6*len(low)), squeeze=False)
+    for j,(nm,ims) in enumerate(cols.items()):
+        for ax,im,l in zip(axs[:,j], ims, low): show_image(im[0], ctx=ax, cmap='gray', vmin=l.min(), vmax=l.max())
+        axs[0,j].set_title(nm, fontsize=8)
+    return fig
 
 # %% ../../nbs/34_data.block.ipynb #2b5ead2a
 def _classes(table, label, path):
@@ -271,11 +335,25 @@ def _classes(table, label, path):
                         f'split anew, stratified by {label!r}')
     return vocab, y.astype(float).fillna(-1).astype(int).to_numpy()
 
+# %% ../../nbs/34_data.block.ipynb #1de3e954
+def _words(table, label, path):
+    "Words of the training rows and a row of zeros and ones for each row, all zero without a label"
+    ok = labelled(table, label)
+    if n := int((~ok).sum()): warnings.warn(f'{n} of {len(table)} lesions have no {label!r} and are left out')
+    said = [set(str(s).split('-')) if k else set() for s,k in zip(table[label], ok)]
+    vocab = sorted(set().union(*(w for w,s in zip(said, table.split) if s == 'train')))
+    if len(vocab) < 2: raise DataError(f'{path}: the training part has {len(vocab)} word(s) of {label!r}, at least 2 are needed')
+    for w,s in zip(said, table.split):
+        if s in ('valid', 'test') and (new := w - set(vocab)):
+            raise DataError(f'{path}: {min(new)!r} of {label!r} is not in the training part; split anew, or merge it with another')
+    return vocab, np.array([[v in w for v in vocab] for w in said], np.float32)
+
 # %% ../../nbs/34_data.block.ipynb #c00d8d1f
 @delegates(Augment.__init__, but=['seed'])
 def lesion_dls(
     cache:CropCache,          # Labelled crops
     label:str='pathology',    # Column of the label; `'pathology4'` is made when it is missing
+    multi:bool=False,         # Does a label name several things at once, as `'OBSCURED-SPICULATED'` does?
     size:int|None=None,       # Side of the image in pixels; half of the cache's by default, as in pretraining
     bs:int=64,                # Batch size
     seed:int=0,               # Seed of order and augmentation
@@ -286,15 +364,51 @@ def lesion_dls(
     vflip:float=.5,           # Probability of a top-bottom flip
     degrees:float=25.,        # Largest rotation either way
     **kwargs,                 # Other options of `Augment`
-)->DataLoaders:               # Batches `(low (B,1,s,s), class (B,))`; train, valid and test; class names in `.vocab`
+)->DataLoaders:               # Batches `(low (B,1,s,s), class (B,) or zeros and ones (B,K))`; train, valid and test; names in `.vocab`
     """Loaders for classification; only the first one shuffles and augments
 
     Raises `LeakError` when a patient is on two sides, `DataError` for fewer than two classes or one that is not in the training part."""
     size = _checked(cache, size)
     t = add_pathology4(cache.table) if label == 'pathology4' and label not in cache.table else cache.table
-    vocab, y = _classes(t, label, cache.path)
+    vocab, y = (_words if multi else _classes)(t, label, cache.path)
+    known = (y >= 0) if y.ndim == 1 else y.any(1)
     aug = dict(scale=scale, ratio=ratio, vflip=vflip, degrees=degrees, **kwargs)
-    parts = [np.flatnonzero((t.split == s).to_numpy() & (y >= 0)) for s in ('train', 'valid', 'test')]
+    parts = [np.flatnonzero((t.split == s).to_numpy() & known) for s in ('train', 'valid', 'test')]
     dl = lambda rows, aug=None, **kw: _loader(CropItems(cache, rows, y[rows], vocab), size, bs, seed, workers, device, aug, **kw)
     single = len(parts[0]) > bs and len(parts[0]) % bs == 1
     return DataLoaders(dl(parts[0], aug, drop_last=single), *map(dl, parts[1:]), device=torch.device(device or default_device()))
+
+# %% ../../nbs/34_data.block.ipynb #24017ee7
+class CropOfRow(Transform):
+    "From a row of a cache's table to its crop"
+    def __init__(self,
+        cache:CropCache, # The cache
+    ):
+        super().__init__()
+        self.cache = cache
+    def encodes(self, row:pd.Series):
+        "The crop `(1,S,S)`, int16"
+        return torch.from_numpy(self.cache.crops[row.name].view(np.int16)).unsqueeze(0)
+
+# %% ../../nbs/34_data.block.ipynb #b440d6b3
+@delegates(Augment.__init__, but=['seed'])
+def LesionBlock(
+    cache:CropCache,      # The cache whose table the `DataBlock` is given
+    size:int|None=None,   # Side of the low image in pixels; half of the cache's by default
+    **kwargs,             # Options of `Augment`
+)->TransformBlock:        # To stand first among the blocks
+    """A block of crops at two scales, for `DataBlock`
+
+    Raises `LeakError` when a patient is on two sides of the table's split."""
+    size, aug = _checked(cache, size), Augment(**kwargs)
+    aug.split_idx = 0
+    tfms = [ToUnit(), aug, Standardise(cache.mean, cache.std), TwoScales(size)]
+    return TransformBlock(type_tfms=CropOfRow(cache), batch_tfms=tfms, dl_type=CropDL)
+
+# %% ../../nbs/34_data.block.ipynb #6b998379
+def split_table(
+    df:pd.DataFrame, # Table of a cache
+)->list:             # Positions of the rows of train and of valid
+    "The splitter of a `DataBlock` that goes by the column `split`; raises `LeakError` when a patient is on two sides"
+    assert_disjoint(df)
+    return [np.flatnonzero(df.split == s).tolist() for s in ('train', 'valid')]
