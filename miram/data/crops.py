@@ -60,7 +60,7 @@ def cut(
     out = Image.fromarray(win).resize((size, size), Image.Resampling.BICUBIC, box=box)
     return np.rint(np.asarray(out)).clip(0, 65535).astype(np.uint16)
 
-# %% ../../nbs/33_data.crops.ipynb #62ce9d37
+# %% ../../nbs/33_data.crops.ipynb #ceefe732
 def _levels(px, window):
     "Two percentiles of an image, of which at most 1023 rows and columns are looked at"
     return np.percentile(px[::max(1, px.shape[0]//512), ::max(1, px.shape[1]//512)], window)
@@ -86,7 +86,7 @@ def level_crop(
     x = (x - x.mean())*(65535/8/max(float(x.std()), 1.))
     return np.rint(x + 65535/2).clip(0, 65535).astype(np.uint16)
 
-# %% ../../nbs/33_data.crops.ipynb #a4232431
+# %% ../../nbs/33_data.crops.ipynb #1222180b
 def _otsu(v):
     "The threshold that leaves the least variance within the two parts"
     n, edges = np.histogram(v, 256)
@@ -94,7 +94,7 @@ def _otsu(v):
     m = np.cumsum(n*c)
     return c[((m[-1]*w/w[-1] - m)**2/np.maximum(w*(w[-1] - w), 1))[:-1].argmax()]
 
-# %% ../../nbs/33_data.crops.ipynb #42f613d4
+# %% ../../nbs/33_data.crops.ipynb #ae2391f9
 def breast_mask(
     px:np.ndarray, # A film `(H,W)`, uint16, or a `Film`
 )->np.ndarray:     # `(h,w)`, true in the breast; from 256 to 511 cells a side, fewer for a smaller film
@@ -106,19 +106,19 @@ def breast_mask(
     if k: m = pieces == 1 + np.argmax(ndimage.sum(m, pieces, range(1, k + 1)))
     return ndimage.binary_fill_holes(ndimage.binary_dilation(m, iterations=max(1, n//2)))
 
-# %% ../../nbs/33_data.crops.ipynb #fd155231
+# %% ../../nbs/33_data.crops.ipynb #95c67808
 def _side_of(mask):
     half = mask.shape[1]//2
     return 'LEFT' if mask[:,:half].sum() >= mask[:,mask.shape[1]-half:].sum() else 'RIGHT'
 
-# %% ../../nbs/33_data.crops.ipynb #7578d37f
+# %% ../../nbs/33_data.crops.ipynb #84f43747
 def breast_side(
     px:np.ndarray, # A film `(H,W)`, uint16, or a `Film`
 )->str:            # `'LEFT'` or `'RIGHT'`
     "The side of the film at which the breast is, by its content"
     return _side_of(breast_mask(px))
 
-# %% ../../nbs/33_data.crops.ipynb #319a70de
+# %% ../../nbs/33_data.crops.ipynb #3ae0ebdb
 class _Seen:
     "An image whose parts go through `f`"
     def __init__(self, px, f): self.px, self.f, self.shape = px, f, px.shape
@@ -164,7 +164,7 @@ def _origin(df, images, **settings):
     stamps = [(p, _stamp(safe_path(images, p))) for p in df.image.unique()]
     return dict(settings=settings, table=_sha(df.to_csv(index=False)), sources=_sha(json.dumps(stamps)))
 
-# %% ../../nbs/33_data.crops.ipynb #aa9f0854
+# %% ../../nbs/33_data.crops.ipynb #4289b618
 _types = dict(flipped=lambda c: c == 'True', breast=lambda c: c.astype(float))
 
 # %% ../../nbs/33_data.crops.ipynb #757da8e1
@@ -195,7 +195,7 @@ class CropCache:
     def __repr__(self): return f'CropCache({str(self.path)!r}): {len(self)} crops of {self.size}×{self.size}, {len(self.rejects)} rejected'
     def __reduce__(self): return CropCache, (self.path,)
 
-# %% ../../nbs/33_data.crops.ipynb #e312208b
+# %% ../../nbs/33_data.crops.ipynb #472aa529
 def _write_shard(file, crops, report):
     "Write crops and report to `file`, which is there only when it is complete"
     new = file.with_name(f'.{file.name}.{os.getpid()}.new')
@@ -210,7 +210,7 @@ def _read_shard(file):
         with np.load(file, allow_pickle=False) as z: return z['crops'], json.loads(z['report'].tobytes())
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error): return None
 
-# %% ../../nbs/33_data.crops.ipynb #86b88313
+# %% ../../nbs/33_data.crops.ipynb #39940daa
 def _make_shard(file, jobs, work, size, run=None):
     "Do the work of one shard, unless it is done; `run` tells builds apart for executors that remember results"
     file = Path(file)
@@ -222,7 +222,7 @@ def _make_shard(file, jobs, work, size, run=None):
     sums = [(float(v.sum()), float((v*v).sum())) for v in (c/65535. for c in crops)]
     _write_shard(file, np.array(crops, '<u2').reshape(-1, size, size), dict(done=done, sums=sums, notes=[str(w.message) for w in said]))
 
-# %% ../../nbs/33_data.crops.ipynb #7ed4c698
+# %% ../../nbs/33_data.crops.ipynb #eea1276c
 def _follow_parent():
     "In a worker: leave Ctrl-C to the parent, and end with it"
     def wait(): parent_process().join(); os._exit(1)
@@ -240,7 +240,7 @@ def _pool(workers, n, executor):
             try: yield pool.map
             except BaseException: pool.shutdown(cancel_futures=True); raise
 
-# %% ../../nbs/33_data.crops.ipynb #832f06e7
+# %% ../../nbs/33_data.crops.ipynb #d6e015c5
 _per_shard = 8
 
 def _make_shards(part, jobs, work, size, workers, executor, progress, per):
@@ -275,7 +275,7 @@ def _join(files, npy, size):
         assert f.tell() == start, 'the header of the npy file has outgrown its room'
     return done, np.array(sums).reshape(-1, 2), notes
 
-# %% ../../nbs/33_data.crops.ipynb #e14a9cc2
+# %% ../../nbs/33_data.crops.ipynb #2b704732
 def _rows_of(df, done):
     "The rows of `df` that have a crop, with what was found out about them; the rejects"
     kept = [r for r in done if 'reason' not in r]
@@ -316,7 +316,7 @@ def _swap(new, out, aside):
     if out.exists(): os.rename(out, aside)
     os.rename(new, out)
 
-# %% ../../nbs/33_data.crops.ipynb #bd08d25f
+# %% ../../nbs/33_data.crops.ipynb #09a1521d
 _one_thread = threading.Lock()
 
 def _lock(f, out):
@@ -328,7 +328,13 @@ def _lock(f, out):
         fcntl.lockf(f, fcntl.LOCK_EX)
     except OSError as e: warnings.warn(f'{out}: its file system has no locks ({e.strerror}); see that no other build writes there')
 
-# %% ../../nbs/33_data.crops.ipynb #57899e98
+# %% ../../nbs/33_data.crops.ipynb #9adf5a52
+def _is_there(f, path):
+    "Whether the open file is still the one at `path`: who had the lock before may have removed it"
+    try: return os.path.samestat(os.fstat(f.fileno()), os.stat(path))
+    except FileNotFoundError: return False
+
+# %% ../../nbs/33_data.crops.ipynb #543180e5
 @contextmanager
 def _alone(out):
     "One build at a time"
@@ -337,7 +343,7 @@ def _alone(out):
         while True:
             f = open(path, 'w')
             _lock(f, out)
-            if path.exists() and os.path.samestat(os.fstat(f.fileno()), os.stat(path)): break
+            if _is_there(f, path): break
             f.close()
         try: yield
         finally: path.unlink(missing_ok=True); f.close()
@@ -377,7 +383,7 @@ def _check_target(out, size, context, window, side):
         raise DataError(f'{out}: holds something else than a crop cache ({other[0]}), which is not overwritten; '
                         'choose another folder for the crops')
 
-# %% ../../nbs/33_data.crops.ipynb #e0f7597e
+# %% ../../nbs/33_data.crops.ipynb #8cc6d657
 def _reusable(out, origin):
     "The cache in `out` if it was made from `origin`, else `None`"
     try: cache = CropCache(out)
@@ -401,7 +407,7 @@ def _check_room(out, n, size):
         raise DataError(f'{out}: {n} crops of {size}×{size} need {need/1e6:.0f} MB while they are built, {free/1e6:.0f} MB are free; '
                         'make room or choose another disk')
 
-# %% ../../nbs/33_data.crops.ipynb #c1776b3e
+# %% ../../nbs/33_data.crops.ipynb #4b6db3e4
 def _build(out, df, images, origin, jobs, work, workers, executor, progress, strict, per=_per_shard, what='lesions'):
     "Make the cache of `jobs`, or find it made meanwhile by another build"
     with _staged(out, origin) as part:
@@ -465,7 +471,7 @@ def show_crops(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/33_data.crops.ipynb #fdee87a4
+# %% ../../nbs/33_data.crops.ipynb #fa13275a
 def _starts(n, tile, stride):
     "Where tiles begin along an axis of `n` pixels"
     last = max(n - tile, 0)
@@ -479,7 +485,7 @@ def _share(mask, shape, x, y, tile):
 
 def _apart(x, y, tile, boxes): return all(x + tile <= bx or bx + w <= x or y + tile <= by or by + h <= y for bx,by,w,h in boxes)
 
-# %% ../../nbs/33_data.crops.ipynb #86ada495
+# %% ../../nbs/33_data.crops.ipynb #5de36f9a
 def _cut_tiles(path, job, size, window, side, level, tile, stride, breast, most, seed):
     "A record for each tile of a film, or one with the reason why there is none; `job` is `(row, image, boxes to avoid)`"
     (i, name, boxes), = job
@@ -498,7 +504,7 @@ def _cut_tiles(path, job, size, window, side, level, tile, stride, breast, most,
     return [dict(more, crop=level_crop(c) if level else c, lesion_id=f'{name}@{x},{y}', x=float(x), y=float(y), breast=share[x, y])
             for (x,y),c in zip(spots, crops)]
 
-# %% ../../nbs/33_data.crops.ipynb #6aea8e22
+# %% ../../nbs/33_data.crops.ipynb #9d1e64dc
 def _films(df):
     "A row for each film of a table, labels taken away, and the boxes on it"
     df = lesion_table(df.reindex(columns=[*df, *(c for c in 'xywh' if c not in df)]), boxes=False)
@@ -510,7 +516,7 @@ def _films(df):
     one = use.drop_duplicates('image').assign(kind='tile', reason='', **dict.fromkeys(LABELS + [g for g in GRADES if g != 'density']))
     return df, one, boxes
 
-# %% ../../nbs/33_data.crops.ipynb #b6419865
+# %% ../../nbs/33_data.crops.ipynb #8c3cf3a4
 def build_tiles(
     df:pd.DataFrame,              # Table of films: `image` and `patient_id`, boxes if there are any
     images:str|Path,              # Folder that its column `image` starts from
