@@ -9,19 +9,18 @@ __all__ = ['square_box', 'cut', 'stretch', 'level_crop', 'breast_mask', 'breast_
 # %% ../../nbs/33_data.crops.ipynb #8a099dcc
 import hashlib, json, os, shutil, signal, threading, uuid, warnings, zipfile, zlib
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from math import ceil, floor
 from multiprocessing import parent_process
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from fastcore.meta import delegates
 from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from .lesions import GRADES, LABELS, NEEDED, DataError, Film, lesion_table, safe_path
+from .lesions import GRADES, LABELS, DataError, Film, lesion_table, safe_path
 
 try: import fcntl
 except ImportError: fcntl = None
