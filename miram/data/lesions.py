@@ -307,7 +307,7 @@ def _boxes(df, source):
 
 # %% ../../nbs/31_data.lesions.ipynb #94a42279
 _sides = {'L': 'LEFT', 'R': 'RIGHT'}
-_kinds = {'MASS': 'mass', 'CALC': 'calcification', 'CALCIFICATION': 'calcification'}
+_kinds = {'MASS': 'mass', 'CALC': 'calcification', 'CALCIFICATION': 'calcification', 'TILE': 'tile'}
 
 def _complete(df, source):
     "Fill in what can be told from the rest, in place"
