@@ -493,7 +493,7 @@ def _status(counts, findings, lesions):
     "Fit for use?"
     compared = lesions.rows.notna().sum()
     wrong = (findings.what == 'box against crop').sum()
-    if (findings.level == 'damage').any() or not counts.here.lesions or wrong > max(.05*compared, 1): return 'unfit'
+    if (findings.level == 'damage').any() or not counts.here.lesions or wrong > .05*compared: return 'unfit'
     whole = (counts.official == counts.named).all() and not (findings.level == 'missing').any()
     return 'complete' if whole else 'partial'
 
