@@ -230,10 +230,14 @@ else: raise SystemExit('nbdev came along: it is for development alone')
 print(f'{len(names)} modules, ' + ', '.join(f'{o} {version(o)}' for o in ('torch', 'timm', 'fastai', 'fastcore')))''')
 
 @check
-def wheel_command():
-    "The command it installs answers"
-    out = run(user_env()/'miram_demo', '--help', cwd=user_env())
-    assert 'usage: miram_demo' in out and '--out' in out, out
+def wheel_commands():
+    "Every command it installs answers"
+    from nbdev.config import get_config
+    names = [o.split('=')[0] for o in get_config(path=ROOT).console_scripts.split()]
+    for name in names:
+        out = run(user_env()/name, '--help', cwd=user_env())
+        assert f'usage: {name}' in out, f'{name} --help:\n{out}'
+    return ', '.join(names)
 
 @check
 def wheel_computes():
