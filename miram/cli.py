@@ -32,7 +32,7 @@ from .study import Recipe, Study, build_model, run_study, with_label
 from .weights import replacing
 
 # %% ../nbs/60_cli.ipynb #758ca581
-DEMO = Recipe(label='pathology4')
+DEMO = Recipe(label='pathology4', dec_dim=32, dec_heads=2, epochs=30)
 
 # %% ../nbs/60_cli.ipynb #3910c184
 def method_costs(
@@ -144,7 +144,7 @@ def demo_job(
     recipe:Recipe=DEMO,     # Methods, seeds and protocol
     lesions:str|None=None,  # Lesion table (csv), or `None` for the phantom
     images:str|None=None,   # Folder that its column `image` starts from
-    patients:int=200,       # Patients of the phantom
+    patients:int=400,       # Patients of the phantom
     context:float=1.5,      # Side of the crops in longer sides of the lesion's box
     data_seed:int=0,        # Of phantom and split
 )->Study:
@@ -154,7 +154,7 @@ def demo_job(
     _say(1, f'lesions: {lesions or f"a phantom of {patients} patients"}')
     table,root = demo_table(lesions, images, out, patients, data_seed, recipe.label if lesions else 'pathology')
     _say(2, f'crops of {len(table)} lesions, {2*recipe.img_size}×{2*recipe.img_size} pixels')
-    cache = build_crops(table, root, out/'crops', size=2*recipe.img_size, context=context)
+    cache = build_crops(table, root, out/'crops', size=2*recipe.img_size, context=context, level=True)
     counts = split_counts(with_label(cache.table, recipe.label), recipe.label)
     print(counts.to_string(), flush=True)
     _say(3, f'pretraining and probing {len(recipe.methods)} encoders from {len(recipe.seeds)} seed{"s"*(len(recipe.seeds)>1)}')
@@ -227,7 +227,7 @@ def miram_demo(
     out:str='miram-demo',   # Results folder; an interrupted run continues there
     lesions:str=None,       # Lesion table (csv: image, patient_id, x, y, w, h, pathology, …); a phantom is made without it
     images:str=None,        # Folder that the table's column `image` starts from
-    patients:int=200,       # Patients of the phantom
+    patients:int=400,       # Patients of the phantom
     seeds:int=1,            # Runs of every method
     epochs:int=None,        # Passes over the training crops; the recipe's without it
     label:str=None,         # Column to probe: pathology4 on the phantom, pathology on other data
