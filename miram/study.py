@@ -78,8 +78,8 @@ def study_tasks(
     return tuple(dict.fromkeys((recipe.label, *recipe.tasks)))
 
 # %% ../nbs/43_study.ipynb #1e9a1c92
-REAL_SMALL = Recipe(methods=('random','mae','moco','miram-nystrom'), seeds=(0,1,2), label='pathology', arch='vit_demo', img_size=64,
-                    patch_size=8, dec_dim=32, dec_depth=1, dec_heads=2, mask_ratio=.75, epochs=30, bs=32, lr=1e-3, warmup=.1, wd=.05,
+REAL_SMALL = Recipe(methods=('random','mae','moco','miram-nystrom'), seeds=(0,1,2), label='pathology', arch='vit_demo', img_size=48,
+                    patch_size=8, dec_dim=32, dec_depth=1, dec_heads=2, mask_ratio=.75, epochs=15, bs=32, lr=1e-3, warmup=.1, wd=.05,
                     crop_scale=(.3,1.), vflip=.5, n_boot=2000, tasks=('mass_shape','mass_margins'), probes=('linear','knn'),
                     checkpoint='last', ft_epochs=20, moco_hidden=512, precision='fp32', micro=None)
 
