@@ -267,9 +267,9 @@ def _over(metric, y, p, w, block=100):
     "`metric` for every row of `w` `(n,N)`"
     return np.concatenate([np.atleast_1d(metric(y, p, w[i:i+block])) for i in range(0, len(w), block)])
 
-def _warn_rare(y, p, w):
+def _warn_rare(y, w):
     "Say which classes of `y` are missing in some of the resamples `w`"
-    y, p, _ = _check(y, p); hot = _hot(y, p.shape[1])
+    y = np.asarray(y); hot = _hot(y, int(y.max())+1 if y.ndim == 1 else None)
     none = ((w @ hot == 0) & hot.any(0)).sum(0)
     for c in np.flatnonzero(none):
         warnings.warn(f'class {c} ({hot[:,c].sum()} lesions) is missing in {none[c]} of {len(w)} resamples, '
@@ -290,7 +290,7 @@ def bootstrap_ci(
     if not isinstance(metrics, dict): metrics = {f.__name__: f for f in metrics}
     _, g = _codes(groups, len(y))
     w, levels = resample_counts(groups, n, seed), expanded_levels(g, level)
-    _warn_rare(y, p, w)
+    _warn_rare(y, w)
     rows = {k: [f(y, p), *np.nanquantile(_over(f, y, p, w), levels)] for k,f in metrics.items()}
     return pd.DataFrame.from_dict(rows, orient='index', columns=['value', 'low', 'high']).rename_axis('metric')
 

@@ -464,6 +464,7 @@ def probs(self:Study,
 @patch
 def intervals(self:Study)->pd.DataFrame: # Columns `method metric value low high seed_sd seeds`
     "Every metric of every method: mean over seeds, patient-clustered 95 % interval, standard deviation over seeds"
+    if hasattr(self, '_intervals'): return self._intervals.copy()
     rows = []
     for m in self.finished():
         n = len(self.seeds(m))
@@ -471,7 +472,8 @@ def intervals(self:Study)->pd.DataFrame: # Columns `method metric value low high
         ci = bootstrap_ci(self.y, self.probs(m), self.groups, n=self.recipe.n_boot, metrics=w)
         each = {k: [float(f(self.y, self.results[m,i].probs)) for i in self.seeds(m)] for k,f in self.metrics.items()}
         rows.append(ci.reset_index().assign(method=m, seed_sd=[np.std(each[k], ddof=1) if n>1 else np.nan for k in ci.index], seeds=n))
-    return pd.concat(rows, ignore_index=True)[['method','metric','value','low','high','seed_sd','seeds']]
+    self._intervals = pd.concat(rows, ignore_index=True)[['method','metric','value','low','high','seed_sd','seeds']]
+    return self._intervals.copy()
 
 # %% ../nbs/43_study.ipynb #5520caf7
 @patch
