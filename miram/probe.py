@@ -621,7 +621,7 @@ def task_dls(
 )->DataLoaders:            # Batches `(low (B,1,s,s), class (B,) or labels (B,C))`; train, valid and test
     "Loaders for any task; raises `LeakError` or `DataError` for a split that is not fit to be tested on"
     size = size or cache.size//2
-    if not is_multi(label, multi): return lesion_dls(cache, label, size, bs, seed, workers, device, **kwargs)
+    if not is_multi(label, multi): return lesion_dls(cache, label, size=size, bs=bs, seed=seed, workers=workers, device=device, **kwargs)
     classes, parts = probe_split(np.arange(len(cache.table)), cache.table, label, True)
     aug = dict(scale=(.64, 1.44), ratio=(1., 1.), vflip=.5, degrees=25.) | kwargs
     dl = lambda q, aug=None: _loader(MultiHotItems(cache, q.x, q.y.astype(np.float32), classes), size, bs, seed, workers, device, aug)
