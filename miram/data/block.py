@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['random_affine', 'warp', 'TensorCrop', 'ToUnit', 'Augment', 'Standardise', 'TwoScales', 'CropItems', 'CropDL',
-           'pretrain_dls', 'lesion_dls', 'CropOfRow', 'LesionBlock', 'split_table']
+           'pretrain_dls', 'PlainOutput', 'lesion_dls', 'CropOfRow', 'LesionBlock', 'split_table']
 
 # %% ../../nbs/34_data.block.ipynb #5fd9d072
 import math, random, warnings
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import Category, CategoryMap, MultiCategory
@@ -319,6 +320,12 @@ def show_results(self:CropDL,
         for ax,im,l in zip(axs[:,j], ims, low): show_image(im[0], ctx=ax, cmap='gray', vmin=l.min(), vmax=l.max())
         axs[0,j].set_title(nm, fontsize=8)
     return fig
+
+# %% ../../nbs/34_data.block.ipynb #3fbd1b6d
+class PlainOutput(Callback):
+    "Hand a named tuple on as a plain one while predictions are gathered, for `get_preds` and `show_results`"
+    def after_loss(self):
+        if hasattr(self.learn, 'gather_preds'): self.learn.pred = tuple(self.pred)
 
 # %% ../../nbs/34_data.block.ipynb #2b5ead2a
 def _classes(table, label, path):
