@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from .masking import Mask, visible
@@ -31,7 +32,8 @@ class Encoder(VisionTransformer):
         **kwargs                  # Everything else that timm's `VisionTransformer` takes
     ):
         grid_size(img_size, patch_size)
-        kwargs = dict(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6)) | kwargs
+        plain = {} if kwargs.get('class_token', True) else dict(global_pool='avg', fc_norm=False)
+        kwargs = dict(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6)) | plain | kwargs
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, **kwargs)
         self.fixed_pos,self.patch_size,self.in_chans = fixed_pos,patch_size,in_chans
         self.apply(_init_linear)
@@ -79,6 +81,16 @@ def _embed_visible(self:Encoder, x, mask):
     prefix = torch.cat(prefix, 1) + (self.pos_embed[:,:n] if n else 0)             # (1,P,D)
     return torch.cat([prefix.to(t.dtype).expand(len(t), -1, -1), t], 1)            # (B,P+K,D)
 
+# %% ../nbs/20_vit.ipynb #77b1e976
+@patch
+def check_images(self:Encoder,
+    x:Tensor, # Images `(B,C,H,W)`
+):
+    "Raise `ValueError` for images of another size or number of channels than the encoder was built for"
+    want = (self.in_chans, *self.patch_embed.img_size)
+    if tuple(x.shape[1:])!=want:
+        raise ValueError(f'the encoder was built for images of (C,H,W) = {want}, got {tuple(x.shape[1:])}; see `set_input_size`')
+
 # %% ../nbs/20_vit.ipynb #1a97bc51
 @patch
 def forward_visible(self:Encoder,
@@ -86,10 +98,10 @@ def forward_visible(self:Encoder,
     mask:Mask, # Which patches to see, from `random_mask`
 )->Tensor:     # Prefix and visible tokens `(B,P+K,D)`, after the final norm
     "Encode only the patches that `mask` leaves visible; raises `ValueError` for images of another size or number of channels"
-    want = (self.in_chans, *self.patch_embed.img_size)
-    if tuple(x.shape[1:])!=want:
-        raise ValueError(f'the encoder was built for images of (C,H,W) = {want}, got {tuple(x.shape[1:])}; see `set_input_size`')
-    return self.norm(self.blocks(self.norm_pre(self._embed_visible(x, mask))))
+    self.check_images(x)
+    z = self.norm_pre(self._embed_visible(x, mask))
+    checkpointed = self.grad_checkpointing and torch.is_grad_enabled()
+    return self.norm(checkpoint_seq(self.blocks, z) if checkpointed else self.blocks(z))
 
 # %% ../nbs/20_vit.ipynb #aaacb334
 def encode(
@@ -97,8 +109,9 @@ def encode(
     x:Tensor,                  # Images `(B,C,H,W)`
     pool:str='avg',            # 'avg', the mean of the patch tokens, or 'cls'
 )->Tensor:                     # Features `(B,D)`
-    "One feature vector an image, nothing hidden; raises `ValueError` for an unknown `pool`"
+    "One feature vector an image, nothing hidden; raises `ValueError` for an unknown `pool`, or 'cls' where there is no CLS token"
     if pool not in ('avg','cls'): raise ValueError(f"pool is 'avg' or 'cls', got {pool!r}")
+    if pool=='cls' and encoder.cls_token is None: raise ValueError("pool 'cls' needs a CLS token, and this encoder has none; use 'avg'")
     z = encoder.forward_features(x)
     return z[:,0] if pool=='cls' else z[:,encoder.num_prefix_tokens:].mean(1)
 
