@@ -30,7 +30,7 @@ def n_visible(
     if k<1: raise ValueError(f'a masking ratio of {ratio} leaves none of {n} patches visible')
     return k
 
-# %% ../nbs/01_masking.ipynb #f5e25c2b
+# %% ../nbs/01_masking.ipynb #f82e0c95
 def weighted_noise(
     noise:Tensor,   # Uniform noise in [0,1) `(B,N)`
     weights:Tensor, # Odds of each patch to be hidden `(B,N)`; less than 1e-6 counts as 1e-6
@@ -59,7 +59,7 @@ def random_mask(
     ids_restore = ids.argsort(1)                                       # (B,N)
     return Mask(ids[:,:k], ids_restore, (ids_restore>=k).to(noise.dtype))
 
-# %% ../nbs/01_masking.ipynb #366a1c39
+# %% ../nbs/01_masking.ipynb #b214eec0
 def tissue_weights(
     x:Tensor,            # Images `(B,C,H,W)`, background darkest
     p:int,               # Patch side in pixels
@@ -72,7 +72,7 @@ def tissue_weights(
     share = patchify((x>lo+threshold*(hi-lo)).to(x.dtype), p).mean(-1)     # (B,N)
     return 1-focus+focus*share
 
-# %% ../nbs/01_masking.ipynb #e489dbfd
+# %% ../nbs/01_masking.ipynb #7d6682d5
 def take_tokens(
     x:Tensor,   # Tokens `(B,N,D)`
     ids:Tensor, # Numbers of the tokens to take from each image `(B,M)`
@@ -88,7 +88,7 @@ def visible(
     "Take the visible tokens out of `x`"
     return take_tokens(x, mask.ids_keep)
 
-# %% ../nbs/01_masking.ipynb #8efaec70
+# %% ../nbs/01_masking.ipynb #43c9b2a7
 def hidden_ids(
     mask:Mask, # From `random_mask`
 )->Tensor:     # Numbers of the hidden patches `(B,N-K)`

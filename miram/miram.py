@@ -13,10 +13,10 @@ from fastcore.meta import delegates
 from itertools import chain
 from torch import Generator, Tensor, cat, nn, zeros
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from typing import NamedTuple
+from .attention.base import SavedStorages
 from .attention.registry import attention_names
 from .losses import scale_ids
 from .mae import Decoder
@@ -124,7 +124,7 @@ def forward_features(self:MIRAM, x):
     "The encoder's tokens with nothing hidden, as timm's `forward_features`"
     return self.encoder.forward_features(x)
 
-# %% ../nbs/23_miram.ipynb #9c07b2a3
+# %% ../nbs/23_miram.ipynb #ae440ca0
 @patch
 def set_input_size(self:MIRAM,
     img_size:int|tuple, # New low-resolution side, or `(H,W)`, in pixels
@@ -141,7 +141,7 @@ def set_grad_checkpointing(self:MIRAM,
     "Keep only the input of each block, of encoder and decoders, for the backward pass"
     for m in (self.encoder,*self.decoders): m.set_grad_checkpointing(enable)
 
-# %% ../nbs/23_miram.ipynb #71249f27
+# %% ../nbs/23_miram.ipynb #70d7ce78
 def _each(value, n, what):
     "`value` for each of `n` scales: a tuple or list as it is, anything else repeated"
     if not isinstance(value, (tuple,list)): return (value,)*n
@@ -193,7 +193,7 @@ def create_mae(
     "A standard masked autoencoder: `MIRAM` with the one scale 1 (MAE, arXiv 2111.06377)"
     return create_miram(arch, scales=(1,), **kwargs)
 
-# %% ../nbs/23_miram.ipynb #d6fd09d2
+# %% ../nbs/23_miram.ipynb #f019e529
 class StepCount(NamedTuple):
     "What one training step costs, as `count_step` counts it"
     parameters:int # Numbers that are trained
@@ -201,27 +201,25 @@ class StepCount(NamedTuple):
     linear:int     # Those of the linear layers: three times their forward pass
     bytes:int      # Activations that wait for the backward pass
 
-# %% ../nbs/23_miram.ipynb #062e0523
+# %% ../nbs/23_miram.ipynb #57101000
 def _grouped_conv_flops(g_shape, x_shape, w_shape, *args, out_shape=None, **kwargs):
     "Operations of a convolution's backward pass; torch's own count forgets the groups"
     pixels = g_shape[0]*g_shape[2]*g_shape[3]
     return 2*2*pixels*w_shape[0]*w_shape[1]*w_shape[2]*w_shape[3]
 
+def _flop_counter(): return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _grouped_conv_flops})
+
+class _Within(nn.Module):
+    "A module whose forward pass is `fn(model)`, so that `functional_call` lends `model` other tensors for as long as that takes"
+    def __init__(self, model, fn): super().__init__(); self.model,self.fn = model,fn
+    def forward(self): return self.fn(self.model)
+
 def _fake(model):
-    "Parameters and buffers of `model` as tensors without memory, on the CPU"
-    named = dict(chain(model.named_parameters(), model.named_buffers()))
-    return {k: torch.empty(t.shape, dtype=t.dtype, device='cpu').requires_grad_(t.requires_grad) for k,t in named.items()}
+    "Parameters and buffers of `model`, by their names in `_Within`, as tensors without memory on the CPU"
+    named = chain(model.named_parameters(), model.named_buffers())
+    return {'model.'+k: torch.empty(t.shape, dtype=t.dtype, device='cpu').requires_grad_(t.requires_grad) for k,t in named}
 
-class _Kept(saved_tensors_hooks):
-    "Collect what autograd saves, except what belongs to `own`"
-    def __init__(self, own):
-        own,self.kept = {t.untyped_storage()._cdata for t in own},{}
-        def pack(t):
-            if t.untyped_storage()._cdata not in own: self.kept[t.untyped_storage()._cdata] = t
-            return t
-        super().__init__(pack, lambda t: t)
-
-# %% ../nbs/23_miram.ipynb #32640b5c
+# %% ../nbs/23_miram.ipynb #40d7f13e
 def count_step(
     model:nn.Module, # Any model of images; one on the device 'meta' takes no memory
     loss_func,       # `(output, high)` to a scalar
@@ -230,11 +228,12 @@ def count_step(
 )->StepCount:
     "Count the cost of a training step on a CPU without taking it"
     with FakeTensorMode(allow_non_fake_inputs=True):
-        ts,flops = _fake(model),FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _grouped_conv_flops})
-        kept = _Kept(ts.values())
-        with flops:
-            with kept: loss = loss_func(functional_call(model, ts, (torch.empty(low, device='cpu'),)), torch.empty(high, device='cpu'))
-            linear = flops.get_flop_counts()['Global'][torch.ops.aten.addmm]
+        ts,x,y = _fake(model),torch.empty(low, device='cpu'),torch.empty(high, device='cpu')
+        kept,flops = SavedStorages(*ts.values()),_flop_counter()
+        def step(m):
+            with kept: loss = loss_func(m(x), y)
+            linear = flops.get_flop_counts()['Global'].get(torch.ops.aten.addmm, 0)
             loss.backward()
-        return StepCount(sum(p.numel() for p in model.parameters() if p.requires_grad), flops.get_total_flops(), 3*linear,
-                         sum(t.untyped_storage().nbytes() for t in kept.kept.values()))
+            return 3*linear
+        with flops: linear = functional_call(_Within(model, step), ts, ())
+    return StepCount(sum(p.numel() for p in model.parameters() if p.requires_grad), flops.get_total_flops(), linear, kept.total)

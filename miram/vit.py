@@ -81,7 +81,7 @@ def _embed_visible(self:Encoder, x, mask):
     prefix = torch.cat(prefix, 1) + (self.pos_embed[:,:n] if n else 0)             # (1,P,D)
     return torch.cat([prefix.to(t.dtype).expand(len(t), -1, -1), t], 1)            # (B,P+K,D)
 
-# %% ../nbs/20_vit.ipynb #77b1e976
+# %% ../nbs/20_vit.ipynb #cf20e26c
 @patch
 def check_images(self:Encoder,
     x:Tensor, # Images `(B,C,H,W)`
