@@ -124,7 +124,7 @@ def forward_features(self:MIRAM, x):
     "The encoder's tokens with nothing hidden, as timm's `forward_features`"
     return self.encoder.forward_features(x)
 
-# %% ../nbs/23_miram.ipynb #318bf2b7
+# %% ../nbs/23_miram.ipynb #2fcd9b08
 def _each(value, n, what):
     "`value` for each of `n` scales: a tuple or list as it is, anything else repeated"
     if not isinstance(value, (tuple,list)): return (value,)*n
@@ -176,7 +176,7 @@ def create_mae(
     "A standard masked autoencoder: `MIRAM` with the one scale 1 (MAE, arXiv 2111.06377)"
     return create_miram(arch, scales=(1,), **kwargs)
 
-# %% ../nbs/23_miram.ipynb #fcd39e40
+# %% ../nbs/23_miram.ipynb #4b362ef2
 @patch
 def set_input_size(self:MIRAM,
     img_size:int|tuple, # New low-resolution side, or `(H,W)`, in pixels
@@ -193,7 +193,7 @@ def set_grad_checkpointing(self:MIRAM,
     "Keep only the input of each block, of encoder and decoders, for the backward pass"
     for m in (self.encoder,*self.decoders): m.set_grad_checkpointing(enable)
 
-# %% ../nbs/23_miram.ipynb #1c679aae
+# %% ../nbs/23_miram.ipynb #77206351
 class StepCount(NamedTuple):
     "What one training step costs, as `count_step` counts it"
     parameters:int # Numbers that are trained
@@ -201,7 +201,7 @@ class StepCount(NamedTuple):
     linear:int     # Those of the linear layers: three times their forward pass
     bytes:int      # Activations that wait for the backward pass
 
-# %% ../nbs/23_miram.ipynb #527a8d97
+# %% ../nbs/23_miram.ipynb #9252aa3c
 def _grouped_conv_flops(g_shape, x_shape, w_shape, *args, out_shape=None, **kwargs):
     "Operations of a convolution's backward pass; torch's own count forgets the groups"
     pixels = g_shape[0]*g_shape[2]*g_shape[3]
@@ -219,7 +219,7 @@ def _fake(model):
     named = chain(model.named_parameters(), model.named_buffers())
     return {'model.'+k: torch.empty(t.shape, dtype=t.dtype, device='cpu').requires_grad_(t.requires_grad) for k,t in named}
 
-# %% ../nbs/23_miram.ipynb #8b8586d9
+# %% ../nbs/23_miram.ipynb #54574115
 def count_step(
     model:nn.Module, # Any model of images; one on the device 'meta' takes no memory
     loss_func,       # `(output, high)` to a scalar

@@ -185,12 +185,12 @@ class SavedStorages(saved_tensors_hooks):
         *exclude:nn.Module|Tensor, # Modules whose parameters and buffers do not count, or single tensors
     ):
         owned = [t for o in exclude for t in ([*o.parameters(), *o.buffers()] if isinstance(o, nn.Module) else [o])]
-        self.kept,self.skip = {},{t.untyped_storage().data_ptr() for t in owned}
+        self.kept,self.skip = {},{t.untyped_storage()._cdata for t in owned}
         super().__init__(self._pack, lambda t: t)
 
     def _pack(self, t):
-        ptr = t.untyped_storage().data_ptr()
-        if ptr not in self.skip: self.kept[ptr] = t
+        storage = t.untyped_storage()._cdata # tells apart also storages without memory, as on the device meta
+        if storage not in self.skip: self.kept[storage] = t
         return t
 
     @property
