@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'COSTS', 'STUDIES', 'GPU_CLASSES', 'method_costs', 'demo_figures', 'split_counts', 'write_report',
-           'demo_table', 'demo_job', 'write_results', 'friendly', 'miram_demo', 'cost_of_attention', 'miram_cost',
-           'lesion_figure', 'suspect_lesions', 'write_check', 'miram_cbis_check', 'step_need', 'study_estimate',
-           'BothViews', 'study_costs', 'study_table', 'study_figures', 'write_study', 'study_job', 'study_executor',
-           'miram_study']
+           'demo_table', 'demo_job', 'write_results', 'friendly', 'miram_demo', 'cost_of_attention', 'cost_of_step',
+           'miram_cost', 'lesion_figure', 'suspect_lesions', 'write_check', 'miram_cbis_check', 'step_need',
+           'study_estimate', 'BothViews', 'study_costs', 'study_table', 'study_figures', 'write_study', 'study_job',
+           'study_executor', 'miram_study']
 
 # %% ../nbs/60_cli.ipynb #4dfee25b
 import os, warnings
@@ -19,6 +19,7 @@ import functools, html, json, sys, time
 import pandas as pd, torch
 from dataclasses import asdict, replace
 from fastcore.script import call_parse
+from importlib.util import find_spec
 from pathlib import Path
 import miram
 from .attention.registry import attention_names
@@ -242,7 +243,7 @@ def miram_demo(
           context=context, data_seed=data_seed)
 
 # %% ../nbs/60_cli.ipynb #24b55368
-from .cost import PACKAGES, attention_rivals, cost_summary
+from .cost import PACKAGES, attention_rivals, cost_summary, keep_memory, step_counts, step_report, step_times
 
 # %% ../nbs/60_cli.ipynb #28ee4921
 def cost_of_attention(
@@ -263,31 +264,60 @@ def cost_of_attention(
         print(f'{where}\n\n{cost_summary(df).to_string(na_rep="")}\n\n{Path(out).resolve()/"attention.csv"}')
     return df
 
+# %% ../nbs/60_cli.ipynb #7090357e
+def cost_of_step(
+    out:str|Path,        # Results folder
+    arch:str='vit_base', # Encoder size, one of `ARCHS`
+    dim:int=512,         # Decoder width
+    heads:int=16,        # Decoder heads
+    depth:int=8,         # Decoder blocks
+    batch:int=4,         # Images a step at 224 pixels; at 448 it is one
+    rounds:int=5,        # Times that each has its turn
+)->pd.DataFrame:         # From `step_report`
+    "Measure whole training steps on the CPU; `step.csv` is written to `out`"
+    kept,kw = keep_memory(),dict(arch=arch, dec_dim=dim, dec_heads=heads, dec_depth=depth)
+    times = {224: step_times(224, ['mae','nystrom',*(['hf','hf, fused'] if find_spec('transformers') else [])], batch, rounds, **kw)}
+    times[448] = step_times(448, ['nystrom','softmax'], 1, rounds, **kw)
+    df = step_report(times, {224: step_counts(224, batch, **kw), 448: step_counts(448, 1, **kw)})
+    rate = times[224].attrs['flops']/times[224]['product'].median()/1e9
+    where = (f'{hardware("cpu")}, {rate:.0f} GFLOP/s{", memory kept" if kept else ""}; '
+             f'{arch}, batch {batch} at 224 and 1 at 448, {rounds} rounds')
+    with replacing(Path(out)/'step.csv') as f: df.assign(hardware=where).to_csv(f)
+    secs = '\n'.join(f'{size}: ' + ', '.join(f'{k} {v:.3f} s' for k,v in t.median().items()) for size,t in times.items())
+    with pd.option_context('display.width', 250):
+        print(f'{where}\n\n{df.round(3).to_string(na_rep="")}\n\n{secs}\n\n{Path(out).resolve()/"step.csv"}')
+    return df
+
 # %% ../nbs/60_cli.ipynb #38065b38
-COSTS = dict(attention=cost_of_attention)
+COSTS = ('attention','step')
 
 @friendly
-def _miram_cost(what, out, tokens, dim, heads, m, rounds, device, threads):
+def _miram_cost(what, out, tokens, dim, heads, m, rounds, device, threads, arch, depth, batch):
     if what not in COSTS: raise ValueError(f'{what!r} is not one of {", ".join(COSTS)}')
     if threads: torch.set_num_threads(threads)
+    if what=='step': return cost_of_step(out, arch, dim, heads, depth, batch, rounds)
     try: n = [int(t) for t in tokens.split(',')]
     except ValueError: raise ValueError(f'--tokens {tokens!r}: give whole numbers, separated by commas') from None
-    return COSTS[what](out, n, dim, heads, m, rounds, device)
+    return cost_of_attention(out, n, dim, heads, m, rounds, device)
 
 @call_parse
 def miram_cost(
-    what:str,               # What to measure: attention
+    what:str,               # What to measure: attention or step
     out:str='miram-cost',   # Results folder
-    tokens:str='196,400,784,1024,3136,4096,16384', # Numbers of tokens, separated by commas
-    dim:int=512,            # Token width
-    heads:int=16,           # Heads
-    m:int=64,               # Landmarks, features and averages
+    tokens:str='196,400,784,1024,3136,4096,16384', # attention: numbers of tokens, separated by commas
+    dim:int=512,            # Token width, of the decoders for step
+    heads:int=16,           # Heads, of the decoders for step
+    m:int=64,               # attention: landmarks, features and averages
     rounds:int=5,           # Times that each has its turn
-    device:str='cpu',       # cpu or cuda
+    device:str='cpu',       # attention: cpu or cuda
     threads:int=None,       # CPU threads; torch's choice without it
+    arch:str='vit_base',    # step: encoder size
+    depth:int=8,            # step: decoder blocks
+    batch:int=4,            # step: images at 224 pixels
 ):
-    "Measure what the attentions cost in time and memory, beside the public packages"
-    _miram_cost(what=what, out=out, tokens=tokens, dim=dim, heads=heads, m=m, rounds=rounds, device=device, threads=threads)
+    "Measure what the attentions cost in time and memory beside the public packages, or whole training steps beside their rivals"
+    _miram_cost(what=what, out=out, tokens=tokens, dim=dim, heads=heads, m=m, rounds=rounds, device=device, threads=threads,
+                arch=arch, depth=depth, batch=batch)
 
 # %% ../nbs/60_cli.ipynb #0bf1bef1
 import numpy as np
