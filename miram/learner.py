@@ -105,6 +105,13 @@ def rows_of(
     "Rows of a batch"
     return tuple(rows_of(o, s) for o in b) if isinstance(b, (tuple, list)) else b[s]
 
+# %% ../nbs/39_learner.ipynb #acfcbda9
+class _Clock:
+    "Adds up the seconds spent in its `with` blocks"
+    def __init__(self): self.seconds = 0.
+    def __enter__(self): self.start = time.perf_counter()
+    def __exit__(self, *_): self.seconds += time.perf_counter()-self.start
+
 # %% ../nbs/39_learner.ipynb #10e3f88e
 class PretrainLearner(Learner):
     "A `Learner` with micro-batches, mixed precision on any device, gradient norms, and a position to which it can return"
@@ -122,7 +129,7 @@ class PretrainLearner(Learner):
         self.micro,self.clip,self.precision = micro,clip,resolve_precision(precision, device)
         self.scaler = torch.amp.GradScaler(device) if self.precision=='fp16' else None
         self.lr_scale,self.share,self.at,self.pending,self.skipped,self.grad_norm,self.parts = 1.,1.,(0,0),None,False,None,None
-        self.waited,self.n_images,self.began = 0.,0,None
+        self.waited,self.n_images,self.began,self.clock = 0.,0,None,_Clock()
 
     def autocast(self):
         "The context of forward pass and loss"
@@ -149,7 +156,7 @@ def _sync(self:PretrainLearner, last):
 # %% ../nbs/39_learner.ipynb #c6058be8
 @patch
 def _backward(self:PretrainLearner):
-    (self.loss_grad if self.scaler is None else self.scaler.scale(self.loss_grad)).backward()
+    with self.clock: (self.loss_grad if self.scaler is None else self.scaler.scale(self.loss_grad)).backward()
 
 @patch
 def _micro_batches(self:PretrainLearner, xb, yb, n):
@@ -159,8 +166,9 @@ def _micro_batches(self:PretrainLearner, xb, yb, n):
         self.xb,self.yb = rows_of((xb, yb), slice(i, i+m))
         share = len(self.yb[0])/n
         with self.autocast():
-            self.pred = self.model(*self.xb); self('after_pred')
-            self.loss_grad = self.loss_func(self.pred, *self.yb)*self.share*share
+            with self.clock: self.pred = self.model(*self.xb)
+            self('after_pred')
+            with self.clock: self.loss_grad = self.loss_func(self.pred, *self.yb)*self.share*share
         self.loss = self.loss_grad.detach()/share
         self('after_loss')
         loss,parts = loss+self.loss*share,parts+self._parts()*(share*self.share)
@@ -199,8 +207,7 @@ def _norm(self:PretrainLearner):
 
 @patch
 def _step(self:PretrainLearner):
-    if self.scaler is None: self.opt.step()
-    else: self.scaler.step(self.opt.opt)
+    with self.clock: self.opt.step() if self.scaler is None else self.scaler.step(self.opt.opt)
 
 @patch
 def _do_one_batch(self:PretrainLearner):
@@ -256,7 +263,7 @@ def _begin(self:PretrainLearner):
     self.at = (0,0) if self.pending is None else tuple(self.pending['at'])
     if self.pending is not None and self.at[1]==0: state,self.pending = self.pending,None; self.load_run_state(state)
 
-# %% ../nbs/39_learner.ipynb #01780bb6
+# %% ../nbs/39_learner.ipynb #6a4c95ac
 @patch
 def fit(self:PretrainLearner, n_epoch, lr=None, wd=None, cbs=None, **kwargs):
     "fastai's `fit`, after which, however it ends, the callbacks that have a `close` are closed"
@@ -265,7 +272,7 @@ def fit(self:PretrainLearner, n_epoch, lr=None, wd=None, cbs=None, **kwargs):
     finally:
         for cb in closers: cb.close()
 
-# %% ../nbs/39_learner.ipynb #32a16a0f
+# %% ../nbs/39_learner.ipynb #4e95f07c
 @patch
 def _do_fit(self:PretrainLearner):
     self._begin()
