@@ -5,14 +5,20 @@
 # %% auto #0
 __all__ = ['DEMO', 'COSTS', 'STUDIES', 'GPU_CLASSES', 'method_costs', 'demo_figures', 'split_counts', 'write_report',
            'demo_table', 'demo_job', 'write_results', 'friendly', 'miram_demo', 'cost_of_attention', 'cost_of_step',
-           'miram_cost', 'lesion_figure', 'suspect_lesions', 'write_check', 'miram_cbis_check', 'step_need',
-           'study_estimate', 'BothViews', 'study_costs', 'study_table', 'study_figures', 'write_study', 'study_job',
-           'study_executor', 'miram_study']
+           'miram_cost', 'lesion_figure', 'suspect_lesions', 'write_check', 'miram_cbis_check', 'pretrain_crops',
+           'run_command', 'miram_pretrain', 'step_need', 'study_estimate', 'BothViews', 'study_costs', 'study_table',
+           'study_figures', 'write_study', 'study_job', 'study_executor', 'miram_study']
 
 # %% ../nbs/60_cli.ipynb #4dfee25b
 import os, warnings
 os.environ.setdefault('GOMP_SPINCOUNT', '20000')
 warnings.filterwarnings('ignore', message='.*torch.jit.script. is deprecated')
+
+# %% ../nbs/60_cli.ipynb #bbb4f91a
+if __name__=='__main__' and getattr(globals().get('__spec__'), 'name', '')=='miram.cli':
+    import sys
+    from miram.cli import run_command
+    sys.exit(run_command(sys.argv[1:]))
 
 # %% ../nbs/60_cli.ipynb #9ce5d503
 import functools, html, json, sys, time
@@ -411,6 +417,86 @@ def miram_cbis_check(
     "Is this CBIS-DDSM archive fit for use? Status 0: complete, 1: cannot be checked, 2: sound but partial, 3: unfit"
     code = _miram_cbis_check(root=root, html=html, quick=quick, partial=partial, pictures=pictures, workers=workers)
     if code: raise SystemExit(code)
+
+# %% ../nbs/60_cli.ipynb #fd6a6c2b
+from contextlib import nullcontext
+from fastai.torch_core import num_distrib, rank_distrib
+from .recipe import PretrainRecipe, get_recipe
+from .run import run_pretraining
+
+# %% ../nbs/60_cli.ipynb #8157a11e
+def pretrain_crops(
+    recipe:PretrainRecipe,  # What the crops are for
+    out:Path,               # Folder of the run
+    crops:str|None=None,    # A crop cache that is there
+    lesions:str|None=None,  # Lesion table (csv), or `None` for the phantom
+    images:str|None=None,   # Folder that its column `image` starts from
+    patients:int=200,       # Patients of the phantom
+    context:float=1.5,      # Side of a crop in longer sides of the lesion's box
+    label:str='pathology',  # Column for a stratified split
+    data_seed:int=0,        # Of the phantom and of the split
+)->CropCache:
+    "The crops of a pretraining, opened or built; one process of several builds them"
+    if crops: return CropCache(crops)
+    first = nullcontext()
+    if num_distrib()>1:
+        from accelerate import PartialState
+        first = PartialState().main_process_first()
+    with first:
+        table,root = demo_table(lesions, images, out, patients, data_seed, label)
+        return build_crops(table, root, out/'crops', size=2*recipe.img_size, context=context)
+
+# %% ../nbs/60_cli.ipynb #bcc6d776
+def run_command(
+    argv:list, # Name of a command and its arguments
+)->int:        # Exit status
+    "What `python -m miram.cli` does: `accelerate launch -m miram.cli miram_pretrain …` runs a command in several processes"
+    names = sorted(k for k,v in globals().items() if k.startswith('miram_') and callable(v))
+    if not argv or argv[0] not in names:
+        print(f'usage: python -m miram.cli COMMAND …; the commands are {", ".join(names)}', file=sys.stderr)
+        return 2
+    sys.argv = list(argv)
+    globals()[argv[0]]()
+    return 0
+
+# %% ../nbs/60_cli.ipynb #b4858e2a
+@friendly
+def _miram_pretrain(out, recipe, changes, data, run):
+    r = get_recipe(recipe, **{k: v for k,v in changes.items() if v is not None})
+    cache = pretrain_crops(r, Path(out), **data)
+    learn = run_pretraining(r, cache, Path(out)/'run', **run)
+    if rank_distrib()==0: print(f'epochs {r.epochs}, steps {learn.train_iter}, skipped {learn.skip_bad.bad}; the encoder is '
+                                f'{(Path(out)/"run"/"encoder.safetensors").resolve()}')
+
+@call_parse
+def miram_pretrain(
+    out:str='miram-pretrain', # Folder of the run; an interrupted run continues there
+    recipe:str='demo',     # demo, small, paper_112, paper_224, or a JSON file with a recipe's fields
+    crops:str=None,        # Folder of a crop cache; built from the table without it
+    lesions:str=None,      # Lesion table (csv); a phantom is made without it
+    images:str=None,       # Folder that the table's column `image` starts from
+    patients:int=200,      # Patients of the phantom
+    context:float=1.5,     # Side of a crop in longer sides of the lesion's box
+    label:str='pathology', # Column for the split and for the probe on validation patients
+    data_seed:int=0,       # Seed of the phantom and of the split
+    model:str=None,        # mae, miram or moco, over the recipe's
+    attention:str=None,    # Attention of MIRAM's second decoder, over the recipe's
+    epochs:int=None,       # Passes over the crops, over the recipe's
+    batch:int=None,        # Crops in a step over all processes, over the recipe's
+    micro:int=None,        # Crops computed at once, over the recipe's
+    precision:str=None,    # fp32, bf16, fp16 or auto, over the recipe's
+    seed:int=None,         # Seed, over the recipe's
+    workers:int=0,         # Processes that read
+    every:int=500,         # Steps between checkpoints
+    pictures:int=5,        # Epochs between pictures, 0 for none
+    denorm:str='target',   # Brightness and contrast of the pictures: target, visible or none
+):
+    "Pretrain one model by a recipe, in a folder that can be left and come back to"
+    _miram_pretrain(out=out, recipe=recipe,
+                    changes=dict(model=model, attention=attention, epochs=epochs, batch=batch, micro=micro, precision=precision, seed=seed),
+                    data=dict(crops=crops, lesions=lesions, images=images, patients=patients, context=context,
+                              label=label, data_seed=data_seed),
+                    run=dict(label=label, workers=workers, every=every, pictures=pictures, denorm=denorm))
 
 # %% ../nbs/60_cli.ipynb #66da8886
 from concurrent.futures import ProcessPoolExecutor
