@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 from . import __version__
 from .data.cbis import mask_box
-from .data.crops import CropCache, cut, level_crop, square_box, stretch
+from .data.crops import CropCache, breast_side, cut, level_crop, square_box, stretch
 from .data.lesions import DataError, read_pixels
 from .metrics import accuracy, bootstrap_ci, macro_auc
 from .probe import LinearFit, ProbeResult, cached_features, frozen, low_batch, probe_split
@@ -74,7 +74,7 @@ class LesionClassifier:
     label:str          # What is predicted
     classes:list       # Class names, in the order of the probabilities
     pixels:dict        # `mean` and `std` of the training pixels, on the scale 0 to 1
-    crop:dict          # `size`, `context`, `window` and `level` of the crop, as for `build_crops`, and the side `input` it is reduced to
+    crop:dict          # `size`, `context`, `window`, `side` and `level` as for `build_crops`, and `input`, to how many pixels it is reduced
     pool:str='avg'     # How tokens become features, 'avg' or 'cls'
     calibration:dict=field(default_factory=lambda: dict(method='none')) # See `calibrated`
     provenance:dict=field(default_factory=dict) # Where it comes from and how good it was: JSON values
@@ -92,9 +92,11 @@ def _check_fit(result, parts):
 def _crop_settings(cache, size):
     "How the crops of `cache` were cut and reduced; raises `ValueError` for settings that `LesionClassifier.predict` cannot repeat"
     s = cache.manifest['settings']
-    if more := sorted(set(s)-{'size','context','window','level'}):
+    more = sorted(set(s)-{'size','context','window','side','level'})+['window voi']*(s['window']=='voi')
+    if more:
         raise ValueError(f'these crops were made with {", ".join(more)}, which a classifier cannot repeat on a new image')
-    return dict(size=cache.size, context=s['context'], window=s['window'], level=bool(s.get('level', False)), input=size)
+    return dict(size=cache.size, context=s['context'], window=s['window'], side=s.get('side'), level=bool(s.get('level', False)),
+                input=size)
 
 def _calibration(method, y, z, patients):
     "The calibration of scores `z`, and how likely it makes the labels"
@@ -196,6 +198,7 @@ def predict(self:LesionClassifier,
     box,c = check_box(box, px.shape, 'the image' if px is image else str(image)),self.crop
     if c['window']: px = stretch(px, c['window'])
     crop = cut(px, *square_box(*box, c['context']), c['size'])
+    if c['side'] and breast_side(px)!=c['side']: crop = np.ascontiguousarray(crop[:,::-1])
     if c['level']: crop = level_crop(crop)
     x = low_batch(SimpleNamespace(crops=crop[None], size=c['size'], **self.pixels), slice(0,1), c['input'], self.encoder.in_chans)
     z = self.fit.scores(self.features(x))
