@@ -694,7 +694,7 @@ def miram_study(
                  methods=methods, tasks=tasks, probes=probes, workers=workers, dask=dask, context=context, data_seed=data_seed, dry=dry)
 
 # %% ../nbs/60_cli.ipynb #49eff6b3
-from .classify import LesionClassifier, Prediction, check_box, load_classifier, read_mask_box
+from .classify import SavedClassifier, Prediction, check_box, load_classifier, read_mask_box
 from .interpret import lesion_attention, occlusion_map, plot_maps
 
 # %% ../nbs/60_cli.ipynb #510b2662
@@ -721,7 +721,7 @@ def lesion_box(
 
 # %% ../nbs/60_cli.ipynb #c611c861
 def answer(
-    clf:LesionClassifier, # The classifier
+    clf:SavedClassifier, # The classifier
     p:Prediction,         # What it said
     image:str,            # Name of the image
     model:str,            # Name of the classifier's folder
@@ -750,7 +750,7 @@ def answer_text(
 
 # %% ../nbs/60_cli.ipynb #6d22957b
 def prediction_maps(
-    clf:LesionClassifier, # The classifier
+    clf:SavedClassifier, # The classifier
     p:Prediction,         # What it said
     title:str='',         # Above the panels
 ):                        # A figure
