@@ -323,9 +323,9 @@ def show_results(self:CropDL,
 
 # %% ../../nbs/34_data.block.ipynb #3fbd1b6d
 class PlainOutput(Callback):
-    "Hand a named tuple on as a plain one while predictions are gathered, for `get_preds` and `show_results`"
+    "Hand a named tuple on as a plain one, without empty fields, while predictions are gathered, for `get_preds` and `show_results`"
     def after_loss(self):
-        if hasattr(self.learn, 'gather_preds'): self.learn.pred = tuple(self.pred)
+        if hasattr(self.learn, 'gather_preds'): self.learn.pred = tuple(o for o in self.pred if o is not None)
 
 # %% ../../nbs/34_data.block.ipynb #2b5ead2a
 def _classes(table, label, path):
