@@ -42,7 +42,7 @@ from .study import Recipe, Study, build_model, run_study, with_label
 from .weights import replacing
 
 # %% ../nbs/60_cli.ipynb #758ca581
-DEMO = Recipe(label='pathology4', dec_dim=32, dec_heads=2, epochs=30)
+DEMO = Recipe(label='pathology4', dec_dim=32, dec_heads=2, epochs=45)
 
 # %% ../nbs/60_cli.ipynb #3910c184
 def method_costs(
