@@ -181,12 +181,20 @@ def _check_simplex(y, p, w):
     return y, p, w
 
 # %% ../nbs/41_metrics.ipynb #7138149f
+def _over_labels(f, y, p, w, *args):
+    "The mean of `f` over the columns of a multi-label task, each a two-class problem of its own"
+    y, p, w = _check(y, p, w)
+    if p.min() < 0 or p.max() > 1:
+        raise ValueError(f'probabilities of labels lie in [0,1], here in [{p.min():.3g},{p.max():.3g}]: apply sigmoid')
+    return np.mean([f(c, q, w, *args) for c,q in zip(y.T.astype(int), p.T)], axis=0)
+
 def brier(
-    y,      # Class numbers `(n,)`
+    y,      # Class numbers `(n,)`, or multi-hot `(n,C)`
     p,      # Class probabilities `(n,C)`, or `(n,)` of class 1
     w=None, # Weights `(…,n)`
 ):          # Score, 0 for certain and right: a float, or one for each row of weights `(…)`
-    "Mean squared distance of the probabilities from the truth, halved for two classes"
+    "Mean squared distance of the probabilities from the truth, halved for two classes; of a multi-label task the mean over its labels"
+    if np.ndim(y) == 2: return _over_labels(brier, y, p, w)
     y, p, w = _check_simplex(y, p, w)
     d = ((p - _hot(y, p.shape[1]))**2).sum(1) / (2 if p.shape[1] == 2 else 1)
     return w @ d / w.sum(-1)
@@ -206,12 +214,13 @@ def calibration_bins(
 
 # %% ../nbs/41_metrics.ipynb #92039356
 def ece(
-    y,       # Class numbers `(n,)`
+    y,       # Class numbers `(n,)`, or multi-hot `(n,C)`
     p,       # Class probabilities `(n,C)`, or `(n,)` of class 1
     w=None,  # Weights `(…,n)`
     bins=15, # Number of equal bins of the confidence in [0,1]
 ):           # Error in [0,1]: a float, or one for each row of weights `(…)`
-    "Expected calibration error of the most probable class"
+    "Expected calibration error of the most probable class; of a multi-label task the mean over its labels, present against absent"
+    if np.ndim(y) == 2: return _over_labels(ece, y, p, w, bins)
     n, right, conf = calibration_bins(y, p, w, bins)
     return abs(right-conf).sum(-1) / n.sum(-1)
 
@@ -234,7 +243,8 @@ def metric_set(
 )->dict:              # Functions `(y,p,w)` by name
     "The metrics that are defined for a task, by name"
     ranking = dict(macro_auc=macro_auc, macro_ap=macro_ap, micro_auc=micro_auc, micro_ap=micro_ap)
-    return ranking if multi else dict(accuracy=accuracy, balanced_accuracy=balanced_accuracy, **ranking, brier=brier, ece=ece)
+    right = {} if multi else dict(accuracy=accuracy, balanced_accuracy=balanced_accuracy)
+    return dict(**right, **ranking, brier=brier, ece=ece)
 
 # %% ../nbs/41_metrics.ipynb #d98aa249
 def _codes(groups, n=None):

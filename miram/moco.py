@@ -217,6 +217,21 @@ def create_moco(
     enc = create_encoder(arch, img_size, patch_size, in_chans, **kwargs)
     return MoCo(enc, dim, hidden, temperature, momentum, pool, freeze_patch)
 
+# %% ../nbs/24_moco.ipynb #8d463f1d
+@patch
+def set_input_size(self:MoCo,
+    img_size:int|tuple, # New side of a view, or `(H,W)`, in pixels
+):
+    "Move both encoders to another size"
+    for e in (self.encoder, self.momentum_encoder): e.set_input_size(img_size)
+
+@patch
+def set_grad_checkpointing(self:MoCo,
+    enable:bool=True, # Compute blocks again in the backward pass
+):
+    "Keep only the input of each block of the base encoder for the backward pass"
+    self.encoder.set_grad_checkpointing(enable)
+
 # %% ../nbs/24_moco.ipynb #792f7ba3
 def gather_keys(
     k:Tensor, # Keys of this process `(B,D)`, as many in each

@@ -130,10 +130,11 @@ def adamw(
     params,                # Parameters or groups of them, from fastai's `Learner`
     lr:float,              # Learning rate
     betas:tuple=(.9,.95),  # Decay of the two moment estimates
+    fused:bool=True,       # One kernel a step instead of a dozen operations a parameter
     **kwargs               # Passed to `torch.optim.AdamW`
 )->OptimWrapper:
     "AdamW as the authors set it, for a `Learner`"
-    return OptimWrapper(params, torch.optim.AdamW, lr=lr, betas=betas, **kwargs)
+    return OptimWrapper(params, torch.optim.AdamW, lr=lr, betas=betas, fused=fused, **kwargs)
 
 # %% ../nbs/38_recipe.ipynb #30d21c89
 def recipe_model(

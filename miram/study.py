@@ -10,6 +10,7 @@ __all__ = ['EXTENDS', 'REAL_SMALL', 'PAPER', 'PAPER_ACCURACY', 'PROBES', 'PAPER_
 
 # %% ../nbs/43_study.ipynb #49e41260
 import hashlib, importlib.metadata, json, os, platform, subprocess, time, traceback, warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
 import numpy as np, pandas as pd, timm, torch
 from dataclasses import asdict, dataclass
 from fastai.callback.core import Callback
@@ -22,6 +23,7 @@ from .attention.registry import attention_names
 from .data.block import pretrain_dls
 from .data.crops import CropCache
 from .data.lesions import DataError, add_pathology4, assert_disjoint, labelled
+from .jobs import bar_line
 from .metrics import bootstrap_ci, holm, metric_set, paired_difference
 from .miram import MIRAM, create_mae, create_miram
 from .moco import create_moco
@@ -29,7 +31,8 @@ from .patches import grid_size
 from .pretrain import pretrain_learner
 from .probe import (KeepBest, ProbeResult, attentive_probe, cached_features, class_targets, finetune_probe, knn_probe, learning_curve,
                          linear_probe, trained_probe)
-from .weights import load_encoder, replacing, save_encoder
+from .vit import create_encoder
+from .weights import load_encoder, load_pretrained, replacing, save_encoder
 
 # %% ../nbs/43_study.ipynb #0ca0481d
 @dataclass(frozen=True)
@@ -119,10 +122,12 @@ def imagenet_mae(
     Raises `ValueError` for another size, `OSError` when the weights cannot be had; never a random encoder in their place."""
     if (recipe.arch,recipe.patch_size)!=('vit_base',16):
         raise ValueError(f"'mae-imagenet' exists as vit_base with patches of 16, the recipe has {recipe.arch} and {recipe.patch_size}")
-    try: enc = timm.create_model('vit_base_patch16_224.mae', pretrained=True, num_classes=0, img_size=recipe.img_size)
+    try: published = timm.create_model('vit_base_patch16_224.mae', pretrained=True, num_classes=0)
     except Exception as e:
         raise OSError(f"'mae-imagenet': its weights cannot be downloaded here ({' '.join(str(e).split())[:120]}); "
                       'leave this method out, or fetch them once with a network connection') from e
+    enc = create_encoder(recipe.arch, img_size=recipe.img_size, patch_size=recipe.patch_size, fixed_pos=False)
+    load_pretrained(enc, published.state_dict(), licence='CC-BY-NC-4.0')
     return FixedEncoder(enc)
 
 # %% ../nbs/43_study.ipynb #b31acd14
@@ -151,7 +156,8 @@ class StepBar(Callback):
         disable:bool=False # Show nothing
     ): self.desc,self.off = desc,disable
     def before_fit(self):
-        self.bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=self.desc, disable=self.off, leave=True, mininterval=.5)
+        self.bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=self.desc, disable=self.off, leave=True, mininterval=.5,
+                        position=bar_line())
     def after_batch(self):
         if self.training: self.bar.update(); self.bar.set_postfix(loss=f'{self.loss.item():.3f}', refresh=False)
     def after_fit(self): self.bar.close()
@@ -345,8 +351,10 @@ def _run_cells(recipe, cache, out, progress, executor):
     cells = [(m,s) for s in recipe.seeds for m in recipe.methods]
     if executor is None: got = {c: _attempt(recipe, cache, out, *c, progress) for c in cells}
     else:
-        jobs = {c: executor.submit(_attempt, recipe, cache, out, *c, False) for c in cells}
-        try: got = {c: _record(_cell(out, *c), e) if (e := f.exception()) else f.result() for c,f in jobs.items()}
+        jobs = {c: executor.submit(_attempt, recipe, cache, out, *c, progress and isinstance(executor, ProcessPoolExecutor)) for c in cells}
+        try:
+            for _ in tqdm(as_completed(jobs.values()), 'cells', len(cells), disable=not progress, unit='cell'): pass
+            got = {c: _record(_cell(out, *c), e) if (e := f.exception()) else f.result() for c,f in jobs.items()}
         except BaseException:
             for f in jobs.values(): f.cancel()
             raise

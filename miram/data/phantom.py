@@ -8,13 +8,11 @@ __all__ = ['LAYOUTS', 'draw_words', 'phantom_lesion', 'secondary_capture', 'Pati
            'is_written', 'write_phantom']
 
 # %% ../../nbs/30_data.phantom.ipynb #c654536e
-import csv, hashlib, json, os, shutil, signal, struct
-from concurrent.futures import ProcessPoolExecutor
+import csv, hashlib, json, os, shutil, struct
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -24,6 +22,7 @@ from pydicom.uid import ImplicitVRLittleEndian, SecondaryCaptureImageStorage
 from scipy import fft
 from scipy.special import expit
 from tqdm import tqdm
+from ..jobs import cores, process_pool
 
 # %% ../../nbs/30_data.phantom.ipynb #05538ff5
 def fractal(
@@ -818,10 +817,6 @@ def is_written(
     return True
 
 # %% ../../nbs/30_data.phantom.ipynb #9da77b0c
-def _cores(): return min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
-
-def _ignore_interrupt(): signal.signal(signal.SIGINT, signal.SIG_IGN)
-
 def _finish(root, rows, series, layout):
     "Case files, the digest that belongs to the layout, and the junk of a desktop"
     if layout=='kaggle': (root/'csv').mkdir()
@@ -832,12 +827,11 @@ def _finish(root, rows, series, layout):
         (root/'CBIS-DDSM'/'.DS_Store').write_bytes(b'\0\0\0\1Bud1' + bytes(60))
         (root/'CBIS-DDSM'/'CBIS-DDSM.lnk').write_bytes(b'L\0\0\0' + bytes(60))
 
-def _each(f, items, workers):
-    "`f` of each of `items`, in their order, from `workers` processes; 0 is this one"
+def _each(f, items, workers, executor=None):
+    "`f` of each of `items`, in their order, from `executor` or `workers` processes; 0 is this one"
+    if executor is not None: yield from executor.map(f, items); return
     if not workers: yield from map(f, items); return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_ignore_interrupt)
-    try: yield from pool.map(f, items)
-    finally: pool.shutdown(cancel_futures=True)
+    with process_pool(workers, threads=1) as pool: yield from pool.map(f, items)
 
 def write_phantom(
     root:Path|str,                # Folder to write; if it holds the same phantom already, nothing is done
@@ -847,6 +841,7 @@ def write_phantom(
     workers:int=None,             # Processes; 0 is none beside this one, None takes up to 8 cores, and no process for a few patients
     progress:bool=True,           # Show a progress bar
     layout:str='nbia',            # Form of the archive: `nbia` (download program), `csv` (as in the case files) or `kaggle` (JPEG mirror)
+    executor=None,                # Workers that are there already, an executor of `concurrent.futures`
 )->Path:                          # `root`
     "Write a phantom of CBIS-DDSM; raises `FileExistsError` for a folder with other contents and `ValueError` for settings that cannot be"
     root,size = Path(root).absolute(), tuple(int(s) for s in size)
@@ -855,9 +850,9 @@ def write_phantom(
     settings = dict(phantom='not patient data: drawn by miram', form=2, patients=patients, size=list(size), seed=seed, layout=layout)
     plan = plan_patients(patients, seed)
     if is_written(root, settings): return root
-    if workers is None: workers = min(_cores(), patients//16)
+    if workers is None: workers = min(cores(), 8, patients//16)
     with staging(root) as tmp:
-        done = _each(partial(write_patient, tmp, size=size, seed=seed, layout=layout), plan, workers if workers>1 else 0)
+        done = _each(partial(write_patient, tmp, size=size, seed=seed, layout=layout), plan, workers if workers>1 else 0, executor)
         rows,series = zip(*tqdm(done, 'phantom', patients, disable=not progress, unit='patient', leave=False))
         _finish(tmp, [r for rs in rows for r in rs], [s for ss in series for s in ss], layout)
         (tmp/'phantom.json').write_text(json.dumps(settings, indent=1))
