@@ -468,7 +468,7 @@ def pretrain_crops(
     first = nullcontext()
     if num_distrib()>1:
         from accelerate import PartialState
-        first = PartialState().main_process_first()
+        first = PartialState(cpu=not torch.cuda.is_available()).main_process_first()
     with first:
         table,root = demo_table(lesions, images, out, patients, data_seed, label)
         return build_crops(table, root, out/'crops', size=2*recipe.img_size, context=context)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cores', 'bar_line', 'process_pool']
 
-# %% ../nbs/26_jobs.ipynb #1b067a87
+# %% ../nbs/26_jobs.ipynb #0cd74220
 import os, signal, sys, threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from multiprocessing import active_children, get_all_start_methods, get_context,
 
 from tqdm.auto import tqdm
 
-# %% ../nbs/26_jobs.ipynb #8f69c41b
+# %% ../nbs/26_jobs.ipynb #0d692aca
 def cores()->int: # At least 1
     "The processor cores that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../nbs/26_jobs.ipynb #f03d1085
+# %% ../nbs/26_jobs.ipynb #2772eff6
 _line = None
 
 def bar_line(): # A number from 1, since 0 is the parent's; `None` outside a pool
@@ -36,7 +36,7 @@ def _start(threads, lock, lines):
     tqdm.set_lock(lock)
     _line = lines.get()
 
-# %% ../nbs/26_jobs.ipynb #61c8e969
+# %% ../nbs/26_jobs.ipynb #24849411
 def _context():
     "A start method that is safe with threads: the fork server, or `spawn` where there is none"
     if 'forkserver' not in get_all_start_methods(): return get_context('spawn')

@@ -114,8 +114,8 @@ class Standardise(Transform):
         super().__init__()
         self.mean, self.std = mean, max(std, 1e-6)
     def encodes(self, x:TensorCrop):
-        "To mean 0 and deviation 1"
-        return x.sub(self.mean).div_(self.std)
+        "To mean 0 and deviation 1, in place: the batch is fresh from `ToUnit` or `Augment`, and needs no second one in memory"
+        return x.sub_(self.mean).div_(self.std)
     def decodes(self, x:TensorCrop):
         "Back to 0 to 1"
         return x*self.std + self.mean
