@@ -24,7 +24,7 @@ def patch_targets(
     t = patchify(x, p)
     if not norm: return t
     t = t-t.mean(-1, keepdim=True)
-    return t/(t.square().sum(-1, keepdim=True)/(t.shape[-1]-1)+eps).sqrt()   # `var`, which is slow on a CPU
+    return t/(t.square().sum(-1, keepdim=True)/(t.shape[-1]-1)+eps).sqrt()   # the variance of what has mean 0
 
 # %% ../nbs/21_losses.ipynb #834458e0
 def masked_mse(

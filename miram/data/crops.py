@@ -7,12 +7,11 @@ __all__ = ['square_box', 'cut', 'stretch', 'level_crop', 'breast_mask', 'breast_
            'build_tiles']
 
 # %% ../../nbs/33_data.crops.ipynb #8a099dcc
-import hashlib, json, os, shutil, signal, threading, uuid, warnings, zipfile, zlib
+import hashlib, json, os, shutil, threading, uuid, warnings, zipfile, zlib
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from math import ceil, floor
-from multiprocessing import parent_process
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -21,6 +20,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from .lesions import GRADES, LABELS, DataError, Film, lesion_table, safe_path
+from ..jobs import follow_parent
 
 try: import fcntl
 except ImportError: fcntl = None
@@ -222,12 +222,6 @@ def _make_shard(file, jobs, work, size, run=None):
     _write_shard(file, np.array(crops, '<u2').reshape(-1, size, size), dict(done=done, sums=sums, notes=[str(w.message) for w in said]))
 
 # %% ../../nbs/33_data.crops.ipynb #eea1276c
-def _follow_parent():
-    "In a worker: leave Ctrl-C to the parent, and end with it"
-    def wait(): parent_process().join(); os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=wait, daemon=True).start()
-
 @contextmanager
 def _pool(workers, n, executor):
     "What maps over `n` shards: the executor given, a pool, or nothing but this process"
@@ -235,7 +229,7 @@ def _pool(workers, n, executor):
     if executor is not None: yield executor.map
     elif workers < 2: yield map
     else:
-        with ProcessPoolExecutor(workers, initializer=_follow_parent) as pool:
+        with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
             try: yield pool.map
             except BaseException: pool.shutdown(cancel_futures=True); raise
 

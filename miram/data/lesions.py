@@ -10,7 +10,7 @@ __all__ = ['NEEDED', 'LABELS', 'GRADES', 'COLUMNS', 'SPLITS', 'MODALITIES', 'WOR
            'leaky_image_split']
 
 # %% ../../nbs/31_data.lesions.ipynb #a48506ee
-import os, re, signal, warnings
+import os, re, warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +24,8 @@ from pydicom import dcmread
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from tqdm import tqdm
+
+from ..jobs import follow_parent
 
 # %% ../../nbs/31_data.lesions.ipynb #e6fc9b05
 class DataError(ValueError):
@@ -223,7 +225,7 @@ def map_files(
     if workers is None: workers = min(os.cpu_count() or 1, len(items)//16)
     bar = partial(tqdm, total=len(items), desc=desc, unit='file', disable=not progress)
     if workers < 2: yield from bar(starmap(f, items)); return
-    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
         try: yield from bar(pool.map(f, *zip(*items), chunksize=4))
         except BaseException: pool.shutdown(cancel_futures=True); raise
 

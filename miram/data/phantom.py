@@ -9,7 +9,7 @@ __all__ = ['LAYOUTS', 'draw_words', 'phantom_lesion', 'secondary_capture', 'Pati
 
 # %% ../../nbs/30_data.phantom.ipynb #c654536e
 import csv, hashlib, json, os, shutil, struct
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import groupby
@@ -829,9 +829,7 @@ def _finish(root, rows, series, layout):
 
 def _each(f, items, workers, executor=None):
     "`f` of each of `items`, in their order, from `executor` or `workers` processes; 0 is this one"
-    if executor is not None: yield from executor.map(f, items); return
-    if not workers: yield from map(f, items); return
-    with process_pool(workers, threads=1) as pool: yield from pool.map(f, items)
+    with nullcontext(executor) if executor else process_pool(workers, threads=1) as pool: yield from (pool.map if pool else map)(f, items)
 
 def write_phantom(
     root:Path|str,                # Folder to write; if it holds the same phantom already, nothing is done
