@@ -38,7 +38,7 @@ from .data.cbis import read_cbis
 from .data.crops import CropCache, build_crops
 from .data.lesions import DataError, labelled, read_lesions, split_patients, split_valid
 from .data.phantom import write_phantom
-from .jobs import cores, process_pool
+from .jobs import cores, keep_memory, process_pool
 from .losses import MultiScaleLoss
 from .moco import MoCo, MoCoLoss
 from .plot import figure_base64, figure_png, plot_cost, plot_intervals, plot_learning_curve, plot_losses, plot_reconstruction
@@ -247,6 +247,7 @@ def friendly(
 # %% ../nbs/60_cli.ipynb #4ce3adcd
 @friendly
 def _miram_demo(out, lesions, images, patients, seeds, epochs, label, methods, context, data_seed, workers):
+    keep_memory()
     label = label or ('pathology' if lesions else DEMO.label)
     r = replace(DEMO, seeds=tuple(range(seeds)), label=label, epochs=epochs or DEMO.epochs,
                 methods=tuple(methods.split(',')) if methods else DEMO.methods)
@@ -275,7 +276,7 @@ def miram_demo(
                 context=context, data_seed=data_seed, workers=workers)
 
 # %% ../nbs/60_cli.ipynb #24b55368
-from .cost import PACKAGES, attention_rivals, cost_summary, keep_memory, step_counts, step_report, step_times
+from .cost import PACKAGES, attention_rivals, cost_summary, step_counts, step_report, step_times
 
 # %% ../nbs/60_cli.ipynb #28ee4921
 def cost_of_attention(
@@ -288,8 +289,9 @@ def cost_of_attention(
     device:str='cpu',  # Where to measure
 )->pd.DataFrame:       # From `attention_cost`
     "Measure all attentions and their rivals; `attention.csv` and `attention.png` are written to `out`"
+    kept = device=='cpu' and keep_memory()
     df = attention_cost(attention_rivals(dim, heads, m), tokens, dim, heads, n=rounds, device=device, against=PACKAGES)
-    where = hardware(device)
+    where = hardware(device) + (', memory kept' if kept else '')
     with replacing(Path(out)/'attention.csv') as f: df.assign(hardware=where, dim=dim, heads=heads, m=m).to_csv(f, index=False)
     with replacing(Path(out)/'attention.png') as f: f.write_bytes(figure_png(plot_cost(df, title=where)))
     with pd.option_context('display.width', 250, 'display.max_columns', None):
@@ -488,6 +490,7 @@ def run_command(
 # %% ../nbs/60_cli.ipynb #b4858e2a
 @friendly
 def _miram_pretrain(out, recipe, changes, data, run):
+    keep_memory()
     r = get_recipe(recipe, **{k: v for k,v in changes.items() if v is not None})
     cache = pretrain_crops(r, Path(out), **data)
     learn = run_pretraining(r, cache, Path(out)/'run', **run)
@@ -667,6 +670,7 @@ def study_executor(
 @friendly
 def _miram_study(recipe, out, lesions, images, cbis, patients, seeds, epochs, methods, tasks, probes, **kwargs):
     if recipe not in STUDIES: raise ValueError(f'unknown recipe {recipe!r}: choose one of {", ".join(STUDIES)}')
+    keep_memory()
     r = STUDIES[recipe]
     if recipe!='demo' and not (lesions or cbis): raise DataError(f'the recipe {recipe} needs mammograms: --lesions and --images, or --cbis')
     given = dict(seeds=seeds and tuple(range(seeds)), epochs=epochs, **{k: v and tuple(v.split(',')) for k,v in

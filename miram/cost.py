@@ -7,10 +7,10 @@ __all__ = ['PROJECTIONS', 'PACKAGES', 'STEP_TARGETS', 'cpu_name', 'hardware', 'p
            'interleaved_seconds', 'time_interleaved', 'pair_ratios', 'loglog_slope', 'build_attention',
            'forward_backward', 'attention_cost', 'cost_slopes', 'ProjectionsOnly', 'public_attention',
            'attention_rivals', 'beats_from', 'cost_summary', 'module_bytes', 'decoder_cost', 'step_cost', 'train_step',
-           'matrix_product', 'over_floor', 'hf_mae', 'keep_memory', 'step_counts', 'step_times', 'step_report']
+           'matrix_product', 'over_floor', 'matrix_seconds', 'hf_mae', 'step_counts', 'step_times', 'step_report']
 
 # %% ../nbs/52_cost.ipynb #d25c33fc
-import ctypes, platform, time
+import platform, time
 import numpy as np, pandas as pd, torch
 from collections.abc import Callable
 from functools import partial
@@ -327,6 +327,15 @@ def over_floor(
     r = pd.DataFrame({k: secs[k]/(n*secs['product']/flops) for k,n in linear.items()})
     return pd.DataFrame({f'x{s}': r.quantile(q) for s,q in (('',.5),('_q25',.25),('_q75',.75))})
 
+# %% ../nbs/52_cost.ipynb #53c568da
+def matrix_seconds(
+    fn:Callable, # Called once without arguments, on the CPU
+)->float:        # Seconds spent in the kernels of matrix products
+    "Seconds of `fn()` that go into `mm`, `addmm` and `bmm`, by PyTorch's profiler"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof: fn()
+    kernels = {f'aten::{k}' for k in ('mm','addmm','addmm_','bmm','baddbmm','baddbmm_')}
+    return sum(e.self_cpu_time_total for e in prof.key_averages() if e.key in kernels)/1e6
+
 # %% ../nbs/52_cost.ipynb #772d92dc
 def hf_mae(
     mae:nn.Module, # From `create_mae`
@@ -340,14 +349,6 @@ def hf_mae(
         num_channels=enc.in_chans, decoder_hidden_size=dec.dim, decoder_num_hidden_layers=len(dec.blocks),
         decoder_num_attention_heads=dec.blocks[0].attn.heads, decoder_intermediate_size=dec.blocks[0].mlp.fc1.out_features,
         mask_ratio=mae.mask_ratio, norm_pix_loss=True, layer_norm_eps=1e-6)).train()
-
-# %% ../nbs/52_cost.ipynb #9e95b616
-def keep_memory()->bool: # Whether the C library agreed
-    "Ask glibc to keep freed memory for later instead of giving it back to the system, from now on"
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError): return False
-    trim,top_pad,mmap = -1,-2,-3
-    return all(mallopt(k, v)==1 for k,v in ((mmap, 2**31-1), (trim, 2**31-1), (top_pad, 2**26)))
 
 # %% ../nbs/52_cost.ipynb #3e7bcc27
 def _builders(img_size, kw):
@@ -388,7 +389,7 @@ def step_times(
         m = models[kind] = models.get(kind) or (hf_mae(make['mae']()) if kind=='hf' else make[kind]().train())
         loss = (lambda out,_: out.loss) if kind=='hf' else MultiScaleLoss(m.patch_size, m.scales)
         steps[k] = train_step(m, loss, low, high, fused=k!='hf')
-    secs = interleaved_seconds(steps, rounds, warmup=1)
+    secs = interleaved_seconds(steps, rounds, warmup=3) # by the third step the memory it needs is there
     secs.attrs['flops'] = steps['product'].flops
     return secs
 
