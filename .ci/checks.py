@@ -134,7 +134,9 @@ def docs_built():
 
 @check
 def docs_links():
-    "smalldocs check finds no broken link in it"
+    "smalldocs check finds no broken link in it, and no link was left as text (a `name` in a link's text is made a link of its own)"
+    left = [f.name for f in (site()/'_docs').rglob('*.html') if re.search(r'\]\([^)<]*\.ipynb', f.read_text(encoding='utf-8'))]
+    assert not left, f'a Markdown link is left as text in {", ".join(left)}: write the `name` without a link around it'
     return run(BIN/'smalldocs', 'check', site()).strip()
 
 PROBE = '''<script>addEventListener("load", () => {
