@@ -175,7 +175,7 @@ def docs_in_browser():
     Thread(target=server.serve_forever, daemon=True).start()
     titles = {}
     try:
-        for page in ['index.html', 'patches.html', 'miram.html']:
+        for page in ['index.html', 'patches.html', 'models/miram.html']:
             title, broken = open_page(browser, f'http://127.0.0.1:{server.server_port}/{page}', TMP/'browser')
             nb = json.loads((site()/page).with_suffix('.ipynb').read_text())
             want = re.search(r'^title: *(.+)$', ''.join(nb['cells'][0]['source']), re.M)[1].strip('\'"')
@@ -247,8 +247,8 @@ def wheel_computes():
     return in_user_env('''
 import torch
 from miram.attention.registry import attention_names
-from miram.losses import MultiScaleLoss
-from miram.miram import create_miram
+from miram.models.losses import MultiScaleLoss
+from miram.models.miram import create_miram
 torch.manual_seed(0)
 low, high = torch.rand(2,1,32,32), torch.rand(2,1,64,64)
 res = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common import ROOT, UNTRACKED, tally
 
-NBS = dict(base='10_attention.base', linformer='11_attention.linformer', performer='12_attention.performer', nystrom='13_attention.nystrom')
+NBS = dict(base='10_base', linformer='11_linformer', performer='12_performer', nystrom='13_nystrom', memory='03_memory', checks='15_checks')
 UNCHANGED = 'unchanged'
 
 MUTATIONS = dict(  # name → module, piece of its source, what stands there instead
@@ -24,9 +24,9 @@ MUTATIONS = dict(  # name → module, piece of its source, what stands there ins
     pool_without_normalising=('base', 'w.clamp(min=0)*m/n', 'w.clamp(min=0)'),
     average_the_prefix_away=('base', 'torch.block_diag(torch.eye(n_prefix, dtype=p.dtype), p) if n_prefix',
                              'F.pad(p, (n_prefix,0)) if n_prefix'),
-    count_views_as_storages=('base', 'self.kept[storage] = t', 'self.kept[len(self.kept)] = t'),
-    count_the_parameters=('base', 'if storage not in self.skip: self.kept', 'self.kept'),
-    check_without_batch_mates=('base', 'loud = torch.cat([x[:1], 20*x[1:]])', 'loud = x'),
+    count_views_as_storages=('memory', 'self.kept[storage] = t', 'self.kept[len(self.kept)] = t'),
+    count_the_parameters=('memory', 'if storage not in self.skip: self.kept', 'self.kept'),
+    check_without_batch_mates=('checks', 'loud = torch.cat([x[:1], 20*x[1:]])', 'loud = x'),
     values_by_the_keys_averages=('linformer', 'self.averages[i%len(self.averages)]', 'self.averages[0]'),
     accept_fewer_tokens=('linformer', 'if x.shape[1]!=self.seq_len', 'if x.shape[1]>self.seq_len'),
     resize_changes_the_sums=('linformer', 'nn.Parameter(self.averages@a)', 'nn.Parameter(self.averages@a*a.shape[1]/a.shape[0])'),
@@ -64,7 +64,7 @@ def mutated(name, dest):
     shutil.copytree(ROOT/'miram', dest/'miram', ignore=shutil.ignore_patterns(*UNTRACKED))
     if name==UNCHANGED: return
     mod,old,new = MUTATIONS[name]
-    f = dest/'miram'/'attention'/f'{mod}.py'
+    f = dest/'miram'/(f'{mod}.py' if mod=='memory' else f'attention/{mod}.py')
     text = f.read_text(encoding='utf-8')
     if text.count(old)!=1:
         sys.exit(f'{name}: {text.count(old)} places in {f.relative_to(dest)} read {old!r}, not one: bring .ci/mutate.py up to date')
@@ -72,7 +72,7 @@ def mutated(name, dest):
 
 def cells(notebook):
     "`(id, source)` of the cells that every test run executes"
-    for c in json.loads((ROOT/'nbs'/f'{notebook}.ipynb').read_text(encoding='utf-8'))['cells']:
+    for c in json.loads(next((ROOT/'nbs').rglob(f'{notebook}.ipynb')).read_text(encoding='utf-8'))['cells']:
         src = ''.join(c['source'])
         if c['cell_type']!='code' or 'nbdev_export()' in src or re.search(r'^#\s*\|\s*(slow|cuda|real|eval: *false)', src, re.M): continue
         if not re.search(r'^#\s*\|\s*export', src, re.M) or re.search(r'^(import|from) ', src, re.M): yield c['id'],src
@@ -88,7 +88,8 @@ def attempt(name, notebook, folder, out):
     "In a process of its own: run the notebook on the copy in `folder`, and say on the pipe `out` which cell failed, and how"
     sys.path.insert(0, str(folder))
     os.chdir(ROOT/'nbs')
-    mod = import_module('miram.' + notebook.split('_', 1)[1])
+    name = notebook.split('_', 1)[1]
+    mod = import_module('miram.memory' if name=='memory' else f'miram.attention.{name}')
     assert str(folder) in mod.__file__, mod.__file__
     scope,silent = {'__name__': '__main__', '__module__': mod},open(os.devnull, 'w')
     sys.stdout = sys.stderr = silent
