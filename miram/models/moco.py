@@ -296,3 +296,12 @@ def update_momentum(self:MoCo,
     pairs = (self.momentum_encoder,self.encoder),(self.momentum_projector,self.projector)
     slow,fast = ([p for pair in pairs for p in pair[i].parameters()] for i in (0,1))
     with torch.no_grad(): torch._foreach_lerp_(slow, fast, 1-m)
+
+# %% ../../nbs/models/25_moco.ipynb #f5c309b0
+@patch
+def step_done(self:MoCo,
+    step:int,  # Steps done
+    steps:int, # Steps in all
+):
+    "What a training loop calls after each step: the momentum side follows by `momentum_schedule`"
+    self.update_momentum(momentum_schedule(step, steps, self.momentum))
