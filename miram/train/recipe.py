@@ -135,9 +135,9 @@ def _tuples(v):
     if isinstance(v, dict): return {k: _tuples(o) for k,o in v.items()}
     return tuple(map(_tuples, v)) if isinstance(v, (list,tuple)) else v
 
-def _typed(field, value):
+def _typed(hints, field, value):
     "`value` as the type of `field` wants it; raises `ValueError` naming both"
-    hint = _HINTS[field]
+    hint = hints[field]
     kinds = typing.get_args(hint) or (hint,)
     value = _tuples(value)
     if type(value) in kinds or value is None and types.NoneType in kinds: return value
@@ -168,7 +168,7 @@ def _check_range(r):
 # %% ../../nbs/train/60_recipe.ipynb #b624c075
 def _check_recipe(r):
     "Raise `ValueError` naming the field that cannot work"
-    for f in fields(r): object.__setattr__(r, f.name, _typed(f.name, getattr(r, f.name)))
+    for f in fields(r): object.__setattr__(r, f.name, _typed(_HINTS, f.name, getattr(r, f.name)))
     for f,allowed in dict(method=tuple(METHODS), arch=tuple(ARCHS), precision=('auto','fp32','bf16','fp16'),
                           target=('native','upsampled')).items(): _one_of(r, f, allowed)
     for a in (r.attention if isinstance(r.attention, tuple) else (r.attention,)):
