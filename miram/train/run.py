@@ -22,8 +22,7 @@ from ..viz.plot import figure_png, plot_losses
 from .pretrain import pretrain_learner
 from .recipe import PretrainRecipe, recipe_model, scaled_lr
 from .resume import Checkpoint, data_identity
-from ..study.runs import StepBar
-from .watch import CollapseDetector, OnlineProbe, Pictures, RunLog, wandb_callbacks
+from .watch import CollapseDetector, OnlineProbe, Pictures, RunLog, StepBar, wandb_callbacks
 from ..files import replacing
 from ..models.weights import save_encoder
 
