@@ -173,11 +173,13 @@ def attention_rivals(
     limit:int=2**30,   # Bytes that the N×N weights of the materialised softmax may take
 )->dict:               # Name → function of `N`, fused softmax first
     "All attentions of miram, and all they are to be compared with, for `attention_cost`"
-    kw = dict(linformer=dict(k=landmarks, share='none', one_kv_head=False), performer=dict(features=landmarks), nystrom=dict(landmarks=landmarks))
+    kw = dict(linformer=dict(k=landmarks, share='none', one_kv_head=False), performer=dict(features=landmarks),
+              nystrom=dict(landmarks=landmarks))
     def ours(name, n): return build_attention(name, n, dim, heads, **kw.get(name,{}))
     def whole(n): return build_attention('softmax', n, dim, heads, fused=False) if 4*heads*n*n<=limit else None
     return {**{k: partial(ours, k) for k in attention_names()}, PROJECTIONS: lambda n: ProjectionsOnly(dim, heads),
-            'softmax, materialised': whole, **{p: partial(public_attention, p, dim=dim, heads=heads, landmarks=landmarks) for p in PACKAGES.values()}}
+            'softmax, materialised': whole,
+            **{p: partial(public_attention, p, dim=dim, heads=heads, landmarks=landmarks) for p in PACKAGES.values()}}
 
 # %% ../../nbs/cost/70_attention.ipynb #6ee12c2a
 def beats_from(
