@@ -155,27 +155,27 @@ def area_pool(
 # %% ../../nbs/attention/10_base.ipynb #8cb33d91
 def landmark_grid(
     grid:tuple, # (rows, cols) of the tokens
-    m:int,      # Number of landmarks wished for
+    landmarks:int, # Number of landmarks wished for
 )->tuple:       # (rows, cols) of the landmarks; their product is at most `m`
-    "Rows and columns of at most `m` landmarks whose cells on `grid` are close to square"
+    "Rows and columns of at most `landmarks` landmarks whose cells on `grid` are close to square"
     rows,cols = grid
-    r = min(rows, m, max(1, round(math.sqrt(m*rows/cols))))
-    c = min(cols, m//r)
-    return min(rows, m//c),c
+    r = min(rows, landmarks, max(1, round(math.sqrt(landmarks*rows/cols))))
+    c = min(cols, landmarks//r)
+    return min(rows, landmarks//c),c
 
 # %% ../../nbs/attention/10_base.ipynb #7112852d
 def pool_matrix(
-    m:int,                # Number of landmarks, beside the prefix tokens
+    landmarks:int,        # Number of landmarks, beside the prefix tokens
     seq_len:int,          # Number of tokens N, prefix included
     grid:tuple|None=None, # (rows, cols) of the image tokens; None pools along the sequence
     n_prefix:int=0,       # Tokens in front, each of which is a landmark of its own
 )->Tensor:                # `(landmarks,N)`; each row sums to 1
     "Matrix that averages tokens into landmarks; the identity where there are at least as many landmarks as tokens"
     check_tokens(seq_len, grid, n_prefix)
-    if m<1: raise ValueError(f'{m} landmarks: at least 1 is needed')
+    if landmarks<1: raise ValueError(f'{landmarks} landmarks: at least 1 is needed')
     n = seq_len-n_prefix
-    if grid is None: p = area_pool(n, min(m, n))
-    else: p = torch.kron(*(area_pool(t, l) for t,l in zip(grid, landmark_grid(grid, m))))
+    if grid is None: p = area_pool(n, min(landmarks, n))
+    else: p = torch.kron(*(area_pool(t, l) for t,l in zip(grid, landmark_grid(grid, landmarks))))
     return torch.block_diag(torch.eye(n_prefix, dtype=p.dtype), p) if n_prefix else p
 
 # %% ../../nbs/attention/10_base.ipynb #4f4e3be3

@@ -20,16 +20,16 @@ from ..memory import recompute
 
 # %% ../../nbs/attention/12_performer.ipynb #d7793a8f
 def orthogonal_features(
-    m:int,                              # Number of directions
+    features:int,                       # Number of directions
     d:int,                              # Their width
     generator:torch.Generator|None=None, # Where the randomness comes from; torch's own by default
 )->Tensor:                              # `(m,d)`
-    "`m` Gaussian directions, orthogonal to each other in blocks of `d`; raises `ValueError` for `m` below 1"
-    if m<1: raise ValueError(f'{m} features: at least 1 is needed')
+    "`features` Gaussian directions, orthogonal to each other in blocks of `d`; raises `ValueError` for `features` below 1"
+    if features<1: raise ValueError(f'{features} features: at least 1 is needed')
     normal = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64, device='cpu')
-    q,r = torch.linalg.qr(normal(-(-m//d), d, d))
+    q,r = torch.linalg.qr(normal(-(-features//d), d, d))
     q = q*r.diagonal(dim1=-2, dim2=-1).sign()[:,None]
-    return (q.mT.flatten(0, 1)[:m]*normal(m, d).norm(dim=1, keepdim=True)).to(torch.get_default_dtype())
+    return (q.mT.flatten(0, 1)[:features]*normal(features, d).norm(dim=1, keepdim=True)).to(torch.get_default_dtype())
 
 # %% ../../nbs/attention/12_performer.ipynb #81fbe88d
 @torch.no_grad()

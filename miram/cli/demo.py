@@ -73,7 +73,7 @@ def study_costs(
     models = {m: build_model(r, m) for m in names}
     second = {m: None if isinstance(v, MoCo) else decoder_cost(v, low).bytes.get(2) for m,v in models.items()}
     losses = {m: MoCoLoss() if isinstance(v, MoCo) else MultiScaleLoss(r.patch_size, v.scales) for m,v in models.items()}
-    c = step_cost({m: BothViews(v) if isinstance(v, MoCo) else v for m,v in models.items()}, losses, low, high, n=rounds)
+    c = step_cost({m: BothViews(v) if isinstance(v, MoCo) else v for m,v in models.items()}, losses, low, high, rounds=rounds)
     return pd.DataFrame({'parameters (M)': (c.parameters/1e6).round(2), 'step (ms)': c.ms.round(1), f'step / {names[0]}': c.x.round(2),
                          f'kept for backward (MiB, {len(low)} images)': (c.bytes/2**20).round(1),
                          'of it decoder 2': [None if second[m] is None else round(second[m]/2**20, 1) for m in c.index]})
@@ -197,7 +197,7 @@ def demo_job(
     study = run_study(recipe, cache, out, executor=executor)
     _say(4, 'measuring costs, all models in turns')
     costs = study_costs(study, cache)
-    curves = attention_cost(attention_names(), [64,256,1024], dim=recipe.dec_dim, heads=recipe.dec_heads, n=3)
+    curves = attention_cost(attention_names(), [64,256,1024], dim=recipe.dec_dim, heads=recipe.dec_heads, rounds=3)
     _say(5, 'intervals and paired comparisons')
     final = study.table(extra=costs)
     _say(6, 'pictures and report')
@@ -295,7 +295,7 @@ def cost_of_attention(
 )->pd.DataFrame:       # From `attention_cost`
     "Measure all attentions and their rivals; `attention.csv` and `attention.png` are written to `out`"
     kept = device=='cpu' and keep_memory()
-    df = attention_cost(attention_rivals(dim, heads, m), tokens, dim, heads, n=rounds, device=device, against=PACKAGES)
+    df = attention_cost(attention_rivals(dim, heads, m), tokens, dim, heads, rounds=rounds, device=device, against=PACKAGES)
     where = hardware(device) + (', memory kept' if kept else '')
     with replacing(Path(out)/'attention.csv') as f: df.assign(hardware=where, dim=dim, heads=heads, m=m).to_csv(f, index=False)
     with replacing(Path(out)/'attention.png') as f: f.write_bytes(figure_png(plot_cost(df, title=where)))

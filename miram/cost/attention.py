@@ -35,13 +35,13 @@ def _now():
 
 def interleaved_seconds(
     fns:dict[str,Callable], # Rivals by name
-    n:int=10,               # Rounds that count
+    rounds:int=10,          # Rounds that count
     warmup:int=2,           # Rounds that do not
 )->pd.DataFrame:            # Seconds, a row per round and a column per rival
     "Time rivals in turns, a rotated order in each round; raises `ValueError` without a round or a rival"
-    if n<1 or not fns: raise ValueError(f'timing needs at least one round and one rival, got {n} rounds of {len(fns)}')
+    if rounds<1 or not fns: raise ValueError(f'timing needs at least one round and one rival, got {rounds} rounds of {len(fns)}')
     names,rows = list(fns),[]
-    for i in range(-warmup, n):
+    for i in range(-warmup, rounds):
         row = {}
         for k in np.roll(names, i):
             start = _now(); fns[k](); row[k] = _now()-start
@@ -50,11 +50,11 @@ def interleaved_seconds(
 
 def time_interleaved(
     fns:dict[str,Callable], # Rivals by name; the first is the reference
-    n:int=10,               # Rounds that count
+    rounds:int=10,          # Rounds that count
     warmup:int=2,           # Rounds that do not
 )->pd.DataFrame:            # As `timing_table` gives it
     "Medians and quartiles of rivals timed in turns; raises what `interleaved_seconds` raises"
-    return timing_table(interleaved_seconds(fns, n, warmup))
+    return timing_table(interleaved_seconds(fns, rounds, warmup))
 
 # %% ../../nbs/cost/70_attention.ipynb #b5f0a390
 def pair_ratios(
@@ -101,11 +101,11 @@ def forward_backward(
     x.grad = None
 
 # %% ../../nbs/cost/70_attention.ipynb #e77689ed
-def _cost_at(n, names, dim, heads, batch, reps, device, seed, kw, against):
+def _cost_at(n, names, dim, heads, batch, rounds, device, seed, kw, against):
     x = torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed)).to(device).requires_grad_()
     mods = {k: build_attention(b, n, dim, heads, **kw.get(k,{})) for k,b in names.items()}
     mods = {k: m.to(device).train() for k,m in mods.items() if m is not None}
-    secs = interleaved_seconds({k: partial(forward_backward, m, x) for k,m in mods.items()}, reps)
+    secs = interleaved_seconds({k: partial(forward_backward, m, x) for k,m in mods.items()}, rounds)
     nb = pd.Series({k: saved_bytes(partial(m, x), m) for k,m in mods.items()})
     params = pd.Series({k: sum(p.numel() for p in m.parameters()) for k,m in mods.items()})
     df = timing_table(secs).assign(tokens=n, bytes=nb, bytes_x=nb/nb.iloc[0], parameters=params)
@@ -122,7 +122,7 @@ def attention_cost(
     dim:int=64,                         # Token width `D`
     heads:int=4,                        # Heads
     batch:int=1,                        # Images `B`
-    n:int=5,                            # Timing rounds
+    rounds:int=5,                       # Timing rounds
     attn_kw:dict|None=None,             # Further arguments of `get_attention` by name, such as `{'nystrom': {'landmarks': 32}}`
     device:torch.device|str='cpu',      # Where to measure
     seed:int=0,                         # Of the input
@@ -130,7 +130,7 @@ def attention_cost(
 )->pd.DataFrame:                        # A row per length and attention: `attention tokens ms x bytes bytes_x parameters` and quartiles
     "Time and bytes of a forward and backward pass of each attention at each length, `x` and `bytes_x` relative to the first"
     names = names if isinstance(names, dict) else {k: k for k in names}
-    return pd.concat([_cost_at(l, names, dim, heads, batch, n, device, seed, attn_kw or {}, against or {}) for l in seq_lens],
+    return pd.concat([_cost_at(l, names, dim, heads, batch, rounds, device, seed, attn_kw or {}, against or {}) for l in seq_lens],
                      ignore_index=True)
 
 # %% ../../nbs/cost/70_attention.ipynb #aadd2043
@@ -154,30 +154,32 @@ def public_attention(
     n:int,       # Tokens `N`
     dim:int,     # Token width `D`
     heads:int,   # Heads
-    m:int,       # Landmarks, features or averages
+    landmarks:int, # Landmarks, or as many features or averages
 )->nn.Module|None: # Tokens `(B,N,D)` to tokens; `None` where the package is not installed
     "The layer that a public package has in place of ours; raises `ValueError` for a package without a rival here"
     if package not in PACKAGES.values(): raise ValueError(f'{package!r} is not one of {", ".join(PACKAGES.values())}')
     mod = package.split()[0].replace('-', '_')
     if find_spec(mod) is None: return None
     mod,d = import_module(mod),dim//heads
-    if package=='nystrom-attention': return mod.NystromAttention(dim, dim_head=d, heads=heads, num_landmarks=m)
-    if package=='performer-pytorch': return mod.SelfAttention(dim, heads=heads, dim_head=d, nb_features=m)
-    return mod.LinformerSelfAttention(dim, n, k=m, heads=heads)
+    if package=='nystrom-attention': return mod.NystromAttention(dim, dim_head=d, heads=heads, num_landmarks=landmarks)
+    if package=='performer-pytorch': return mod.SelfAttention(dim, heads=heads, dim_head=d, nb_features=landmarks)
+    return mod.LinformerSelfAttention(dim, n, k=landmarks, heads=heads)
 
 # %% ../../nbs/cost/70_attention.ipynb #8fda7bc7
 def attention_rivals(
     dim:int=512,       # Token width `D`
     heads:int=16,      # Heads
-    m:int=64,          # Landmarks, features and averages
+    landmarks:int=64,  # Landmarks of Nyström, features of Performer and averages of Linformer
     limit:int=2**30,   # Bytes that the N×N weights of the materialised softmax may take
 )->dict:               # Name → function of `N`, fused softmax first
     "All attentions of miram, and all they are to be compared with, for `attention_cost`"
-    kw = dict(linformer=dict(k=m, share='none', one_kv_head=False), performer=dict(features=m), nystrom=dict(landmarks=m))
+    kw = dict(linformer=dict(k=landmarks, share='none', one_kv_head=False), performer=dict(features=landmarks),
+              nystrom=dict(landmarks=landmarks))
     def ours(name, n): return build_attention(name, n, dim, heads, **kw.get(name,{}))
     def whole(n): return build_attention('softmax', n, dim, heads, fused=False) if 4*heads*n*n<=limit else None
     return {**{k: partial(ours, k) for k in attention_names()}, PROJECTIONS: lambda n: ProjectionsOnly(dim, heads),
-            'softmax, materialised': whole, **{p: partial(public_attention, p, dim=dim, heads=heads, m=m) for p in PACKAGES.values()}}
+            'softmax, materialised': whole,
+            **{p: partial(public_attention, p, dim=dim, heads=heads, landmarks=landmarks) for p in PACKAGES.values()}}
 
 # %% ../../nbs/cost/70_attention.ipynb #6ee12c2a
 def beats_from(

@@ -49,11 +49,11 @@ def step_cost(
     loss_func:Callable|dict,    # `(output, high)` to a scalar, or one by name
     low:Tensor,                 # Batch `(B,C,H,W)` at the low resolution
     high:Tensor,                # The same batch at the high resolution
-    n:int=5,                    # Timing rounds
+    rounds:int=5,               # Timing rounds
 )->pd.DataFrame:                # A row per model: `ms` and `x` with quartiles, `bytes`, `parameters`
     "Time and activation bytes of a forward and backward pass of whole models, measured in turns on the same batch"
     losses = loss_func if isinstance(loss_func, dict) else {k: loss_func for k in models}
-    times = time_interleaved({k: partial(_step, m, losses[k], low, high) for k,m in models.items()}, n, warmup=1)
+    times = time_interleaved({k: partial(_step, m, losses[k], low, high) for k,m in models.items()}, rounds, warmup=1)
     return times.assign(bytes=[saved_bytes(lambda: losses[k](m(low), high), m) for k,m in models.items()],
                         parameters=[sum(p.numel() for p in m.parameters()) for m in models.values()]).rename_axis('method')
 
@@ -161,8 +161,8 @@ def step_times(
     return secs
 
 # %% ../../nbs/cost/71_step.ipynb #d8c568f4
-STEP_TARGETS = {'MIRAM 224→448 / MAE 224, time': 3., 'MIRAM 224→448 / softmax written down, bytes': .55,
-                'MIRAM 448→896 / fused softmax, time': .45, 'MIRAM 448→896 / softmax written down, bytes': .16,
+STEP_TARGETS = {'MIRAM 224→448 / MAE 224, time': 3., 'MIRAM 224→448 / softmax materialised, bytes': .55,
+                'MIRAM 448→896 / fused softmax, time': .45, 'MIRAM 448→896 / softmax materialised, bytes': .16,
                 'MIRAM 448→896 / floor, time': 1.3, 'MIRAM 448→896, checkpoints / without, bytes': .2, 'MAE 224 / Hugging Face, time': .95,
                 'MAE 224 / Hugging Face with fused optimiser, time': None, 'MAE 224 / floor, time': 1.25}
 

@@ -108,9 +108,9 @@ def _calibration(method, y, z, patients):
     loss = lambda h: round(float(-np.log(np.maximum(calibrated(z, h)[np.arange(len(y)), y], 1e-12)).mean()), 4)
     return how | dict(lesions=len(y), patients=len(set(patients)), log_loss_before=loss(dict(method='none')), log_loss=loss(how))
 
-def _tested(result, n):
+def _tested(result, n_boot):
     "Accuracy and AUC of the test lesions with their intervals, as JSON values"
-    ci = bootstrap_ci(result.y, result.probs, result.groups, n=n, seed=result.seed, metrics=[accuracy, macro_auc])
+    ci = bootstrap_ci(result.y, result.probs, result.groups, n_boot=n_boot, seed=result.seed, metrics=[accuracy, macro_auc])
     values = {k: [round(float(v), 4) for v in r] for k,r in zip(ci.index, ci.to_numpy())}
     return dict(lesions=len(result.y), patients=len(set(result.groups)), **values)
 
@@ -123,7 +123,7 @@ def make_classifier(
     size:int|None=None,     # Side of the encoder's images in pixels; half of the crops' by default
     pool:str='avg',         # As for `cached_features`
     feats:np.ndarray|None=None, # Features of the cache, if at hand
-    n:int=500,              # Resamples of the intervals that are kept with it
+    n_boot:int=500,         # Resamples of the intervals that are kept with it
     **provenance            # Whatever else should be known: method, seed, epochs, …; JSON values
 )->SavedClassifier:
     "A classifier for new lesions from a probe; raises `ValueError` when encoder, crops and probe do not belong together"
@@ -136,7 +136,7 @@ def make_classifier(
     calibrated(result.fit.scores(va.x), how)
     tr,pixels = parts['train'],dict(mean=cache.mean, std=cache.std)
     known = dict(data=cache.manifest['table'], train=dict(lesions=len(tr.y), patients=int(tr.rows.patient_id.nunique())), C=result.C,
-                 test=_tested(result, n))
+                 test=_tested(result, n_boot))
     return SavedClassifier(encoder.eval(), result.fit, result.label, list(map(str, classes)), pixels, crop, pool, how, provenance | known)
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #b23cfe48

@@ -254,13 +254,13 @@ def _codes(groups, n=None):
 
 def resample_counts(
     groups, # Patient of each lesion `(N,)`
-    n=2000, # Number of resamples
+    n_boot=2000, # Number of resamples
     seed=0, # Seed of the draws
-)->np.ndarray: # Weights `(n,N)`: how often each lesion's patient was drawn
+)->np.ndarray: # Weights `(n_boot,N)`: how often each lesion's patient was drawn
     "Bootstrap resamples of patients, written as weights of their lesions"
     codes, g = _codes(groups)
     if g < 2: raise ValueError(f'{g} patient: an interval between patients needs at least 2')
-    return np.random.default_rng(seed).multinomial(g, np.full(g, 1/g), size=n)[:,codes].astype(float)
+    return np.random.default_rng(seed).multinomial(g, np.full(g, 1/g), size=n_boot)[:,codes].astype(float)
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #a6936113
 def expanded_levels(
@@ -290,7 +290,7 @@ def bootstrap_ci(
     y,            # Class numbers `(N,)`
     p,            # Class probabilities `(N,C)`, or `(N,)` of class 1
     groups,       # Patient of each lesion `(N,)`
-    n=2000,       # Number of resamples
+    n_boot=2000,  # Number of resamples
     level=.95,    # Coverage of the intervals
     seed=0,       # Seed of the resamples
     metrics=None, # Functions `(y,p,w)`, a list or named in a dict; accuracy, balanced accuracy, macro AUC and AP by default
@@ -299,7 +299,7 @@ def bootstrap_ci(
     metrics = metrics or (accuracy, balanced_accuracy, macro_auc, macro_ap)
     if not isinstance(metrics, dict): metrics = {f.__name__: f for f in metrics}
     _, g = _codes(groups, len(y))
-    w, levels = resample_counts(groups, n, seed), expanded_levels(g, level)
+    w, levels = resample_counts(groups, n_boot, seed), expanded_levels(g, level)
     _warn_rare(y, w)
     rows = {k: [f(y, p), *np.nanquantile(_over(f, y, p, w), levels)] for k,f in metrics.items()}
     return pd.DataFrame.from_dict(rows, orient='index', columns=['value', 'low', 'high']).rename_axis('metric')
@@ -307,12 +307,12 @@ def bootstrap_ci(
 # %% ../../nbs/evaluate/40_metrics.ipynb #c1a4122c
 def swap_patterns(
     n_groups, # Number of patients G
-    n=2000,   # Number of patterns wanted
+    n_boot=2000, # Number of patterns wanted
     seed=0,   # Seed of the coins
-)->np.ndarray: # Patterns `(n,G)` of booleans, or all `(2**G,G)` if that is fewer
+)->np.ndarray: # Patterns `(n_boot,G)` of booleans, or all `(2**G,G)` if that is fewer
     "Which patients are swapped in each permutation: every possibility when there are few, drawn ones otherwise"
-    if 2**int(n_groups) <= n: return np.arange(2**n_groups)[:,None] >> np.arange(n_groups) & 1 == 1
-    return np.random.default_rng(seed).random((n, n_groups)) < .5
+    if 2**int(n_groups) <= n_boot: return np.arange(2**n_groups)[:,None] >> np.arange(n_groups) & 1 == 1
+    return np.random.default_rng(seed).random((n_boot, n_groups)) < .5
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #36bfe196
 class PairedDifference(NamedTuple):
@@ -342,9 +342,9 @@ def _ranked(metric, p):
     "`p` on a scale that methods share, by the metric's own `rescale`; itself when it has none"
     return getattr(metric, 'rescale', lambda p: p)(np.stack([1-p, p], axis=1) if p.ndim == 1 else p)
 
-def _permuted(y, p_a, p_b, groups, metric, n, seed):
+def _permuted(y, p_a, p_b, groups, metric, n_boot, seed):
     "Differences of `metric` under swaps of the methods within patients, and whether all swaps were made"
-    codes, g = _codes(groups, len(y)); s = swap_patterns(g, n, seed)[:,codes].astype(float)
+    codes, g = _codes(groups, len(y)); s = swap_patterns(g, n_boot, seed)[:,codes].astype(float)
     yy, pp = np.concatenate([y, y]), np.concatenate([_ranked(metric, p_a), _ranked(metric, p_b)])
     keep = np.concatenate([1-s, s], axis=1)
     return _over(metric, yy, pp, keep) - _over(metric, yy, pp, 1-keep), len(s) == 2**g
@@ -356,16 +356,16 @@ def paired_difference(
     p_b,       # The second method's, for the same lesions
     groups,    # Patient of each lesion `(N,)`
     metric,    # Function `(y,p,w)`, such as `accuracy` or `macro_auc`
-    n=2000,    # Number of resamples and of permutations
+    n_boot=2000, # Number of resamples and of permutations
     seed=0,    # Seed of both
     level=.95, # Coverage of the interval
 )->PairedDifference: # Difference, its interval, and the p-value of no difference
     "Compare two methods on the same patients: bootstrap interval and permutation test, both by patient"
     y, p_a, p_b = np.asarray(y), np.asarray(p_a, dtype=float), np.asarray(p_b, dtype=float)
     if p_a.shape != p_b.shape: raise ValueError(f'probabilities of {p_a.shape} and {p_b.shape}: both methods must predict the same lesions')
-    diff, w = metric(y, p_a) - metric(y, p_b), resample_counts(groups, n, seed)
+    diff, w = metric(y, p_a) - metric(y, p_b), resample_counts(groups, n_boot, seed)
     low, high = np.nanquantile(_over(metric, y, p_a, w) - _over(metric, y, p_b, w), expanded_levels(_codes(groups, len(y))[1], level))
-    perm, every = _permuted(y, p_a, p_b, groups, metric, n, seed)
+    perm, every = _permuted(y, p_a, p_b, groups, metric, n_boot, seed)
     hits = (abs(perm) >= abs(diff) - 1e-12).sum()
     return PairedDifference(float(diff), float(low), float(high), float(hits/len(perm) if every else (hits+1)/(len(perm)+1)))
 

@@ -113,26 +113,26 @@ def _result(label, classes, part, probs, **kw):
 # %% ../../nbs/evaluate/42_probe.ipynb #f02fa362
 @patch
 def metrics(self:ProbeResult,
-    n:int=2000,      # Number of resamples
+    n_boot:int=2000, # Number of resamples
     level:float=.95, # Coverage of the intervals
     metrics=None,    # Functions `(y,p,w)`, as for `bootstrap_ci`
 )->pd.DataFrame:     # A row a metric; columns value, low, high
     "Accuracy and balanced accuracy (of single-label tasks), macro AUC and AP of the test lesions, with patient-clustered intervals"
     metrics = metrics or ((macro_auc, macro_ap) if self.multi else None)
-    return bootstrap_ci(self.y, self.probs, self.groups, n=n, level=level, seed=self.seed, metrics=metrics)
+    return bootstrap_ci(self.y, self.probs, self.groups, n_boot=n_boot, level=level, seed=self.seed, metrics=metrics)
 
 # %% ../../nbs/evaluate/42_probe.ipynb #4d362c35
 @patch
 def compare(self:ProbeResult,
     other:ProbeResult, # Another probe of the same test lesions
     metric=accuracy,   # Function `(y,p,w)`
-    n:int=2000,        # Number of resamples and permutations
+    n_boot:int=2000,   # Number of resamples and permutations
 )->tuple:              # `PairedDifference`: diff, low, high, p
     "This probe less `other`, lesion by lesion; raises `ValueError` unless both predict the same lesions"
     if not np.array_equal(self.lesions, other.lesions):
         raise ValueError(f'{len(self.lesions)} and {len(other.lesions)} test lesions, not the same or not in one order: '
                          'compare probes of one table')
-    return paired_difference(self.y, self.probs, other.probs, self.groups, metric, n=n, seed=self.seed)
+    return paired_difference(self.y, self.probs, other.probs, self.groups, metric, n_boot=n_boot, seed=self.seed)
 
 # %% ../../nbs/evaluate/42_probe.ipynb #2a108ad6
 def _names(classes, y):
@@ -393,13 +393,13 @@ def learning_curve(
     seeds=(0, 1, 2),           # Draws of each share
     metric=macro_auc,          # Function `(y,p,w)`
     probe=linear_probe,        # Function `(feats, table, label)` to a `ProbeResult`
-    n:int=500,                 # Resamples of each interval
+    n_boot:int=500,            # Resamples of each interval
 )->pd.DataFrame:               # A row a share and draw: `share seed patients lesions value low high`
     "How a probe improves with the number of labelled training patients"
     rows = []
     for s in shares:
         for k in seeds[:1] if s == 1 else seeds:
             part = take_patients(table, s, label, k); tr = part[(part.split == 'train') & labelled(part, label)]
-            ci = probe(feats, part, label).metrics(n, metrics=[metric]).iloc[0]
+            ci = probe(feats, part, label).metrics(n_boot, metrics=[metric]).iloc[0]
             rows.append(dict(share=s, seed=k, patients=tr.patient_id.nunique(), lesions=len(tr), **ci[['value', 'low', 'high']]))
     return pd.DataFrame(rows)

@@ -7,10 +7,12 @@ __all__ = ['StepCount', 'count_step']
 
 # %% ../../nbs/models/26_counting.ipynb #a7ade306
 import torch
+from collections.abc import Callable
 from itertools import chain
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from typing import NamedTuple
 from ..memory import SavedStorages
@@ -20,17 +22,27 @@ class StepCount(NamedTuple):
     "What one training step costs, as `count_step` counts it"
     parameters:int # Numbers that are trained
     flops:int      # Floating-point operations of forward and backward pass, two for a multiplication and addition
-    linear:int     # Those of the linear layers: three times their forward pass
+    linear:int     # Those of the linear layers: three times the forward pass of those that are trained, once that of the others
     bytes:int      # Activations that wait for the backward pass
 
 # %% ../../nbs/models/26_counting.ipynb #9252aa3c
 def _grouped_conv_flops(g_shape, x_shape, w_shape, *args, out_shape=None, **kwargs):
-    "Operations of a convolution's backward pass; torch's own count forgets the groups"
-    pixels = g_shape[0]*g_shape[2]*g_shape[3]
-    return 2*2*pixels*w_shape[0]*w_shape[1]*w_shape[2]*w_shape[3]
+    "Operations of a convolution's backward pass, for the gradients that are asked for; torch's own count forgets the groups"
+    asked = sum(args[-1][:2])  # of the input, of the weights
+    return asked*2*g_shape[0]*g_shape[2]*g_shape[3]*w_shape[0]*w_shape[1]*w_shape[2]*w_shape[3]
 
 def _flop_counter(): return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _grouped_conv_flops})
 
+class _LinearCount(TorchFunctionMode):
+    "Operations of the linear layers called within; `backward` adds twice as many for weights that are trained"
+    def __init__(self, backward): super().__init__(); self.backward,self.flops = backward,0
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear:
+            x,w = args[:2]
+            self.flops += 2*x.numel()*len(w)*(3 if self.backward and w.requires_grad else 1)
+        return func(*args, **(kwargs or {}))
+
+# %% ../../nbs/models/26_counting.ipynb #0e5e8cbb
 class _Within(nn.Module):
     "A module whose forward pass is `fn(model)`, so that `functional_call` lends `model` other tensors for as long as that takes"
     def __init__(self, model, fn): super().__init__(); self.model,self.fn = model,fn
@@ -41,21 +53,30 @@ def _fake(model):
     named = chain(model.named_parameters(), model.named_buffers())
     return {'model.'+k: torch.empty(t.shape, dtype=t.dtype, device='cpu').requires_grad_(t.requires_grad) for k,t in named}
 
+def _like(o):
+    "What stands for a batch: a tensor without memory for a shape or a tensor, a tuple of them for a tuple, None for None"
+    if isinstance(o, Tensor): return torch.empty(o.shape, dtype=o.dtype, device='cpu')
+    if o is None or isinstance(o[0], int): return o and torch.empty(o, device='cpu')
+    return tuple(_like(p) for p in o)
+
 # %% ../../nbs/models/26_counting.ipynb #54574115
 def count_step(
-    model:nn.Module, # Any model of images; one on the device 'meta' takes no memory
-    loss_func,       # `(output, high)` to a scalar
-    low:tuple,       # Shape of the batch that the model gets `(B,C,H,W)`
-    high:tuple,      # Shape of the target
+    model:nn.Module,         # Any model; one on the device 'meta' takes no memory
+    loss_func:Callable|None, # `(output, high)` to a scalar; None only for a forward pass
+    low:tuple|Tensor,        # Shape of the batch that the model gets, such as `(B,C,H,W)`, a tensor like it, or a tuple of such
+    high:tuple|Tensor|None=None, # Likewise of the target; a tensor where it holds integers
+    backward:bool=True,      # Count the backward pass too; a forward pass alone trains nothing and keeps nothing
 )->StepCount:
-    "Count the cost of a training step on a CPU without taking it"
+    "Count the cost of a step on a CPU without taking it; raises `ValueError` when there is nothing to differentiate"
+    if backward and loss_func is None: raise ValueError('a step needs a loss_func; backward=False counts a forward pass alone')
     with FakeTensorMode(allow_non_fake_inputs=True):
-        ts,x,y = _fake(model),torch.empty(low, device='cpu'),torch.empty(high, device='cpu')
-        kept,flops = SavedStorages(*ts.values()),_flop_counter()
+        ts,x,y = _fake(model),_like(low),_like(high)
+        kept,flops,linear = SavedStorages(*ts.values()),_flop_counter(),_LinearCount(backward)
         def step(m):
-            with kept: loss = loss_func(m(x), y)
-            linear = flops.get_flop_counts()['Global'].get(torch.ops.aten.addmm, 0)
-            loss.backward()
-            return 3*linear
-        with flops: linear = functional_call(_Within(model, step), ts, ())
-    return StepCount(sum(p.numel() for p in model.parameters() if p.requires_grad), flops.get_total_flops(), linear, kept.total)
+            with kept:
+                with linear: out = m(x)
+                loss = loss_func(out, y) if backward else None
+            if backward: loss.backward()
+        with flops, torch.set_grad_enabled(backward): functional_call(_Within(model, step), ts, ())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad and backward)
+    return StepCount(trained, flops.get_total_flops(), linear.flops, kept.total)

@@ -49,7 +49,7 @@ class MIRAM(nn.Module):
         decoders:list,            # A `Decoder` for each scale, on a grid `scale` times the encoder's
         scales:tuple=(1,2),       # Scale of each decoder
         mask_ratio:float=.75,     # Share of the patches that is hidden
-        interp:str='nearest',     # How tokens are interpolated, 'nearest' or 'bilinear'
+        interp_tokens:str='nearest', # How tokens are interpolated, 'nearest' or 'bilinear'
         share_embed:bool|None=None, # One projection and mask token for all decoders; when absent, if their widths agree
         focus:float=0.,           # Hide tissue more often than background, see `tissue_weights`; 0 treats all patches alike
         hidden_only:bool=False,   # In training, predict hidden patches only: cheaper, for losses that count no others
@@ -57,13 +57,14 @@ class MIRAM(nn.Module):
         super().__init__()
         dims = [d.dim for d in decoders]
         _check_decoders(encoder, decoders, scales)
-        if interp not in ('nearest','bilinear'): raise ValueError(f"the tokens are interpolated 'nearest' or 'bilinear', got {interp!r}")
+        if interp_tokens not in ('nearest','bilinear'):
+            raise ValueError(f"the tokens are interpolated 'nearest' or 'bilinear', got {interp_tokens!r}")
         if share_embed is None: share_embed = len(set(dims))==1
         if share_embed and len(set(dims))>1:
             raise ValueError(f'decoders of widths {dims} cannot share a projection; pass share_embed=False')
         self.encoder,self.decoders,self.scales = encoder,nn.ModuleList(decoders),tuple(scales)
         self.grid,self.patch_size = tuple(encoder.patch_embed.grid_size),encoder.patch_size
-        self.mask_ratio,self.interp,self.focus,self.hidden_only = mask_ratio,interp,focus,hidden_only
+        self.mask_ratio,self.interp_tokens,self.focus,self.hidden_only = mask_ratio,interp_tokens,focus,hidden_only
         dims = dims[:1] if share_embed else dims
         self.embed = nn.ModuleList([nn.Linear(encoder.embed_dim, d) for d in dims])
         self.mask_token = nn.ParameterList([nn.Parameter(zeros(1,1,d)) for d in dims])
@@ -109,7 +110,8 @@ def forward(self:MIRAM,
     grids = self.full_grid(self.encoder.forward_visible(x, mask), mask)
     if len(grids)==1: grids = grids*len(self.decoders)
     hidden = hidden_ids(mask) if self.hidden_only and self.training else None
-    preds = [dec(upsample_tokens(g, self.grid, s, dec.n_prefix, self.interp), None if hidden is None else scale_ids(hidden, self.grid, s))
+    preds = [dec(upsample_tokens(g, self.grid, s, dec.n_prefix, self.interp_tokens),
+                 None if hidden is None else scale_ids(hidden, self.grid, s))
              for dec,g,s in zip(self.decoders, grids, self.scales)]
     return MIRAMOutput(tuple(preds), mask.mask, mask.ids_restore, hidden)
 
@@ -144,7 +146,7 @@ def create_miram(
     dec_depth:int|tuple=8,    # Decoder blocks, or one for each scale
     dec_heads:int|tuple=16,   # Decoder heads, or one for each scale
     mask_ratio:float=.75,     # Share of the patches that is hidden
-    interp:str='nearest',     # How tokens are interpolated, 'nearest' or 'bilinear'
+    interp_tokens:str='nearest', # How tokens are interpolated, 'nearest' or 'bilinear'
     share_embed:bool|None=None, # One projection and mask token for all decoders; when absent, if their widths agree
     attn_kw:dict|tuple|None=None, # For the attention above scale 1, such as `dict(landmarks=64)`, or a tuple, one for each scale
     focus:float=0.,           # Hide tissue more often than background, see `tissue_weights`
@@ -159,10 +161,10 @@ def create_miram(
     rows,cols = enc.patch_embed.grid_size
     decs = [Decoder((rows*s,cols*s), patch_size, in_chans, *size, name, enc.num_prefix_tokens, **(kw or {}))
             for s,size,name,kw in zip(scales, sizes, names, kws)]
-    return MIRAM(enc, decs, scales, mask_ratio, interp, share_embed, focus, hidden_only)
+    return MIRAM(enc, decs, scales, mask_ratio, interp_tokens, share_embed, focus, hidden_only)
 
 # %% ../../nbs/models/24_miram.ipynb #040ee9ca
-@delegates(create_miram, but=['attention','scales','interp','share_embed','attn_kw'])
+@delegates(create_miram, but=['attention','scales','interp_tokens','share_embed','attn_kw'])
 def create_mae(
     arch:str='vit_base', # Encoder size, one of `ARCHS`
     **kwargs

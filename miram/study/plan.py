@@ -8,21 +8,21 @@ __all__ = ['FROZEN', 'PROBES', 'PAPER_ACCURACY', 'EXTENDS', 'GPU_CLASSES', 'meth
            'plan_cost']
 
 # %% ../../nbs/study/75_plan.ipynb #5ef32c89
-import json, math, numpy as np, pandas as pd, shutil, torch, typing, warnings
+import json, numpy as np, pandas as pd, shutil, torch, typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import nn
 from ..attention.registry import attention_names
-from ..data.labels import labelled, with_label
+from ..data.labels import with_label
 from ..data.splits import assert_disjoint
 from ..evaluate.finetune import LesionClassifier
 from ..evaluate.probe import probe_split
 from ..files import DataError
 from ..models.counting import count_step
 from ..models.pretrained import init_encoder
-from ..train.recipe import METHODS, RECIPES, Recipe, _typed, get_recipe, read_settings, recipe_from, recipe_model
+from ..train.recipe import METHODS, Recipe, _typed, get_recipe, read_settings, recipe_from, recipe_model
 
 # %% ../../nbs/study/75_plan.ipynb #557e5a4c
 FROZEN = {'random': dict(frozen='random'), 'mae-imagenet': dict(frozen='timm:vit_base_patch16_224.mae')}

@@ -302,13 +302,13 @@ def _roc_area(x, y): return np.trapezoid(y, x) if hasattr(np, 'trapezoid') else 
 
 def _pr_area(x, y): return (np.diff(x)*y[1:]).sum()
 
-def _banded(hot, score, groups, corners, at, area, n, level, seed, places):
+def _banded(hot, score, groups, corners, at, area, n_boot, level, seed, places):
     "`Curve` of the corners that `corners` makes of rates"
     x,y = corners(*_rates(hot, score, np.ones(len(hot))))
     if np.isnan(x).any() or np.isnan(y).any():
         raise ValueError(f'{int(np.sum(hot))} of {len(hot)} lesions are positive: a curve needs lesions of both kinds')
-    grid,ws = np.linspace(0, 1, places),resample_counts(groups, n, seed)
-    some = [c for c in (corners(*(o[i] for o in r)) for b in np.array_split(ws, -(-n//100)) for r in [_rates(hot, score, b)]
+    grid,ws = np.linspace(0, 1, places),resample_counts(groups, n_boot, seed)
+    some = [c for c in (corners(*(o[i] for o in r)) for b in np.array_split(ws, -(-n_boot//100)) for r in [_rates(hot, score, b)]
                         for i in range(len(b))) if not np.isnan(c).any()]
     q = expanded_levels(len(set(groups)), level)
     low,high = np.quantile([at(grid, *c) for c in some], q, axis=0)
@@ -319,25 +319,25 @@ def roc_band(
     hot,           # Which lesions are positive `(n,)`
     score,         # Their scores `(n,)`, higher means positive
     groups,        # Their patients `(n,)`
-    n:int=500,     # Number of resamples
+    n_boot:int=500, # Number of resamples
     level:float=.95, # Coverage of the band at each place
     seed:int=0,    # Seed of the resamples
     places:int=101, # Number of places at which the band is given
 )->Curve:          # False positive rate and recall from (0,0) to (1,1)
     "ROC curve with a patient-clustered band; raises `ValueError` unless there are positives and negatives"
-    return _banded(hot, score, groups, _roc, _roc_at, _roc_area, n, level, seed, places)
+    return _banded(hot, score, groups, _roc, _roc_at, _roc_area, n_boot, level, seed, places)
 
 def pr_band(
     hot,           # Which lesions are positive `(n,)`
     score,         # Their scores `(n,)`, higher means positive
     groups,        # Their patients `(n,)`
-    n:int=500,     # Number of resamples
+    n_boot:int=500, # Number of resamples
     level:float=.95, # Coverage of the band at each place
     seed:int=0,    # Seed of the resamples
     places:int=101, # Number of places at which the band is given
 )->Curve:          # Recall and precision, from recall 0 to 1
     "Precision-recall curve with a patient-clustered band; raises `ValueError` unless there are positives and negatives"
-    return _banded(hot, score, groups, _pr, _pr_at, _pr_area, n, level, seed, places)
+    return _banded(hot, score, groups, _pr, _pr_at, _pr_area, n_boot, level, seed, places)
 
 # %% ../../nbs/viz/50_plot.ipynb #e6a8b92a
 def _series_colours(names):
@@ -375,15 +375,15 @@ def reliability(
     p,              # Class probabilities `(n,C)`, or `(n,)` of class 1
     groups,         # Patients `(n,)`
     bins:int=10,    # Equal bins of the confidence in [0,1]
-    n:int=500,      # Number of resamples
+    n_boot:int=500, # Number of resamples
     level:float=.95, # Coverage of the interval in each bin
     seed:int=0,     # Seed of the resamples
 )->pd.DataFrame:    # A row a bin that is not empty: `lesions confidence right low high`; the `ece` in `attrs`
     "How often the most probable class is right, by its probability, with patient-clustered intervals"
-    ws = resample_counts(groups, n, seed)
+    ws = resample_counts(groups, n_boot, seed)
     count,right,conf = calibration_bins(y, p, bins=bins)
     there = count>0
-    num,hits = (np.concatenate(o) for o in zip(*(calibration_bins(y, p, w, bins)[:2] for w in np.array_split(ws, -(-n//100)))))
+    num,hits = (np.concatenate(o) for o in zip(*(calibration_bins(y, p, w, bins)[:2] for w in np.array_split(ws, -(-n_boot//100)))))
     with np.errstate(invalid='ignore'): share = hits[:,there]/num[:,there]
     low,high = np.nanquantile(share, expanded_levels(len(set(groups)), level), axis=0)
     k = count[there]
