@@ -22,7 +22,7 @@ from ..attention.registry import attention_names
 from ..data.loaders import pretrain_dls
 from ..data.crops import CropCache
 from ..files import DataError, replacing
-from ..data.labels import labelled, with_label
+from ..data.labels import encode_labels, labelled, with_label
 from ..data.splits import assert_disjoint
 from ..evaluate.metrics import bootstrap_ci, holm, metric_set, paired_difference
 from ..models.miram import MIRAM, create_mae, create_miram
@@ -30,7 +30,7 @@ from ..models.moco import create_moco
 from ..patches import grid_size
 from ..train.pretrain import pretrain_learner
 from ..evaluate.finetune import KeepBest, finetune_probe
-from ..evaluate.probe import ProbeResult, attentive_probe, class_targets, knn_probe, learning_curve, linear_probe, trained_probe
+from ..evaluate.probe import ProbeResult, attentive_probe, knn_probe, learning_curve, linear_probe, trained_probe
 from ..evaluate.features import cached_features
 from ..models.vit import create_encoder
 from ..models.weights import load_encoder, save_encoder
@@ -279,7 +279,7 @@ def read_cell(
     info,p = json.loads(path.read_text()),pd.read_csv(path.with_suffix('.csv'), dtype={'patient_id':str, 'lesion_id':str, 'truth':str},
         float_precision='round_trip', keep_default_na=False)
     probs = p[[f'p_{c}' for c in info['classes']]].to_numpy()
-    return ProbeResult(info['label'], info['classes'], class_targets(p.truth, info['classes'], info['multi']), probs,
+    return ProbeResult(info['label'], info['classes'], encode_labels(p, 'truth', info['classes'], info['multi'], 'drop').y, probs,
                        p.patient_id.to_numpy(), p.lesion_id.to_numpy(), C=info['C'], valid=info['valid'], seed=info['seed'])
 
 # %% ../../nbs/study/76_runs.ipynb #c664cbd2
