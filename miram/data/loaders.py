@@ -26,7 +26,7 @@ from torch import Tensor
 from .crops import CropCache
 from ..files import DataError
 from .splits import LeakError, assert_disjoint
-from .labels import add_pathology4, labelled
+from .labels import encode_labels
 from ..patches import downsample, patchify, unpatchify
 
 # %% ../../nbs/data/38_loaders.ipynb #084608b7
@@ -329,40 +329,12 @@ class PlainOutput(Callback):
     def after_loss(self):
         if hasattr(self.learn, 'gather_preds'): self.learn.pred = tuple(o for o in self.pred if o is not None)
 
-# %% ../../nbs/data/38_loaders.ipynb #2b5ead2a
-def _classes(table, label, path):
-    "Classes of the training rows and the class number of each row, -1 without a label"
-    ok = labelled(table, label)
-    if n := int((~ok).sum()): warnings.warn(f'{n} of {len(table)} lesions have no {label!r} and are left out')
-    vocab = sorted(table[label][ok & (table.split == 'train')].unique())
-    if len(vocab) < 2:
-        raise DataError(f'{path}: the training part has {len(vocab)} class(es) of {label!r}, at least 2 are needed; '
-                        'choose another label or split anew')
-    y = table[label].map({v:i for i,v in enumerate(vocab)})
-    if (bad := ok & y.isna() & table.split.isin(['valid', 'test'])).any():
-        raise DataError(f'{path}: class {table[label][bad].iloc[0]!r} of {label!r} is not in the training part; '
-                        f'split anew, stratified by {label!r}')
-    return vocab, y.astype(float).fillna(-1).astype(int).to_numpy()
-
-# %% ../../nbs/data/38_loaders.ipynb #1de3e954
-def _words(table, label, path):
-    "Words of the training rows and a row of zeros and ones for each row, all zero without a label"
-    ok = labelled(table, label)
-    if n := int((~ok).sum()): warnings.warn(f'{n} of {len(table)} lesions have no {label!r} and are left out')
-    said = [set(str(s).split('-')) if k else set() for s,k in zip(table[label], ok)]
-    vocab = sorted(set().union(*(w for w,s in zip(said, table.split) if s == 'train')))
-    if len(vocab) < 2: raise DataError(f'{path}: the training part has {len(vocab)} word(s) of {label!r}, at least 2 are needed')
-    for w,s in zip(said, table.split):
-        if s in ('valid', 'test') and (new := w - set(vocab)):
-            raise DataError(f'{path}: {min(new)!r} of {label!r} is not in the training part; split anew, or merge it with another')
-    return vocab, np.array([[v in w for v in vocab] for w in said], np.float32)
-
 # %% ../../nbs/data/38_loaders.ipynb #c00d8d1f
 @delegates(Augment.__init__, but=['seed'])
 def lesion_dls(
     cache:CropCache,          # Labelled crops
     label:str='pathology',    # Column of the label; `'pathology4'` is made when it is missing
-    multi:bool=False,         # Does a label name several things at once, as `'OBSCURED-SPICULATED'` does?
+    multi:bool|None=None,     # Does a label name several things at once, as `'OBSCURED-SPICULATED'` does? By default the four descriptions do
     size:int|None=None,       # Side of the image in pixels; half of the cache's by default, as in pretraining
     bs:int=64,                # Batch size
     seed:int=0,               # Seed of order and augmentation
@@ -378,12 +350,12 @@ def lesion_dls(
 
     Raises `LeakError` when a patient is on two sides, `DataError` for fewer than two classes or one that is not in the training part."""
     size = _checked(cache, size)
-    t = add_pathology4(cache.table) if label == 'pathology4' and label not in cache.table else cache.table
-    vocab, y = (_words if multi else _classes)(t, label, cache.path)
-    known = (y >= 0) if y.ndim == 1 else y.any(1)
+    e, split = encode_labels(cache.table, label, multi=multi, source=f'{cache.path}/table.csv'), cache.table.split.to_numpy()
+    if n := int((~e.ok).sum()): warnings.warn(f'{n} of {len(e.ok)} lesions have no {label!r} and are left out')
+    y = e.y.astype(np.float32) if e.multi else e.y
     aug = dict(scale=scale, ratio=ratio, vflip=vflip, degrees=degrees, **kwargs)
-    parts = [np.flatnonzero((t.split == s).to_numpy() & known) for s in ('train', 'valid', 'test')]
-    dl = lambda rows, aug=None, **kw: _loader(CropItems(cache, rows, y[rows], vocab), size, bs, seed, workers, device, aug, **kw)
+    parts = [np.flatnonzero((split == s) & e.ok) for s in ('train', 'valid', 'test')]
+    dl = lambda rows, aug=None, **kw: _loader(CropItems(cache, rows, y[rows], e.names), size, bs, seed, workers, device, aug, **kw)
     single = len(parts[0]) > bs and len(parts[0]) % bs == 1
     return DataLoaders(dl(parts[0], aug, drop_last=single), *map(dl, parts[1:]), device=torch.device(device or default_device()))
 

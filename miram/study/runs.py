@@ -18,10 +18,10 @@ from torch import distributed as dist
 from tqdm.auto import tqdm
 import miram
 from ..data.crops import CropCache
-from ..data.labels import with_label
+from ..data.labels import encode_labels, with_label
 from ..evaluate.features import cached_features
 from ..evaluate.finetune import finetune_probe
-from ..evaluate.probe import ProbeResult, attentive_probe, class_targets, knn_probe, linear_probe, trained_probe
+from ..evaluate.probe import ProbeResult, attentive_probe, knn_probe, linear_probe, trained_probe
 from ..files import DataError, replacing
 from ..jobs import claim
 from ..models.weights import load_encoder, save_encoder
@@ -105,7 +105,7 @@ def read_result(
     info,p = json.loads(path.read_text()),pd.read_csv(path.with_suffix('.csv'), dtype={'patient_id':str, 'lesion_id':str, 'truth':str},
         float_precision='round_trip', keep_default_na=False)
     probs = p[[f'p_{c}' for c in info['classes']]].to_numpy()
-    return ProbeResult(info['label'], info['classes'], class_targets(p.truth, info['classes'], info['multi']), probs,
+    return ProbeResult(info['label'], info['classes'], encode_labels(p, 'truth', info['classes'], info['multi'], 'drop').y, probs,
                        p.patient_id.to_numpy(), p.lesion_id.to_numpy(), C=info['C'], valid=info['valid'], seed=info['seed'])
 
 # %% ../../nbs/study/76_runs.ipynb #bab58c69

@@ -97,7 +97,7 @@ def intervals(self:Study)->pd.DataFrame: # Columns `method metric value low high
     for m in self.finished():
         n = len(self.seeds(m))
         w = {k: over_seeds(f, n) for k,f in self.metrics.items()}
-        ci = bootstrap_ci(self.y, self.probs(m), self.groups, n=self.plan.n_boot, metrics=w)
+        ci = bootstrap_ci(self.y, self.probs(m), self.groups, n_boot=self.plan.n_boot, metrics=w)
         each = {k: [float(f(self.y, self.results[m,i].probs)) for i in self.seeds(m)] for k,f in self.metrics.items()}
         rows.append(ci.reset_index().assign(method=m, seed_sd=[np.std(each[k], ddof=1) if n>1 else np.nan for k in ci.index], seeds=n))
     self._intervals = pd.concat(rows, ignore_index=True)[['method','metric','value','low','high','seed_sd','seeds']]
@@ -115,7 +115,7 @@ def differences(self:Study,
     def one(m):
         s = self.seeds(m, reference)
         return paired_difference(self.y, self.probs(m, s), self.probs(reference, s), self.groups, over_seeds(self.metrics[metric], len(s)),
-                                 n=self.plan.n_boot)._asdict()
+                                 n_boot=self.plan.n_boot)._asdict()
     d = pd.DataFrame([one(m) for m in others], index=pd.Index(others, name='method'), columns=['diff','low','high','p'])
     return d.assign(p_holm=holm(d.p) if len(d) else [])
 
@@ -158,7 +158,7 @@ def learning_curves(self:Study,
     for m,s in self.results:
         enc = load_encoder(run_folder(self.out, m, s))
         feats = cached_features(enc, cache, self.plan.recipe.img_size, folder=self.out/'features')
-        curve = learning_curve(feats, with_label(cache.table, self.task), self.task, shares, draws, n=200)
+        curve = learning_curve(feats, with_label(cache.table, self.task), self.task, shares, draws, n_boot=200)
         rows.append(curve.assign(method=m, encoder_seed=s))
     return pd.concat(rows, ignore_index=True)
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from types import SimpleNamespace
 from ..data.crops import CropCache
-from ..data.labels import add_pathology4, labelled
+from ..data.labels import encode_labels
 from ..data.splits import assert_disjoint
 from .learner import loader_state, rng_state, set_loader_state, set_rng_state
 from ..evaluate.metrics import balanced_accuracy, macro_auc
@@ -204,16 +204,12 @@ class OnlineProbe(Callback):
         k:int=20,               # Neighbours, fewer where there are fewer training lesions
         C:float=.01,            # Inverse strength of the linear probe's penalty
     ):
-        t = add_pathology4(cache.table) if label=='pathology4' and label not in cache.table else cache.table
-        assert_disjoint(t)
+        assert_disjoint(cache.table)
         self.cache,self.label,self.every,self.k,self.C,self.rows = cache,label,every,k,C,[]
-        ok = labelled(t, label).to_numpy() & t.split.isin(['train','valid']).to_numpy()
-        classes = sorted(t[label][ok & (t.split=='train').to_numpy()].unique())
-        ok &= t[label].isin(classes).to_numpy()
-        self.where,self.train = np.flatnonzero(ok),(t.split[ok]=='train').to_numpy()
-        self.y,self.classes = t[label][ok].map(classes.index).to_numpy(dtype=int),classes
-        if len(classes)<2 or self.train.all():
-            raise ValueError(f'no probe of {label!r}: it needs two classes in training and a validation part')
+        e,split = encode_labels(cache.table, label, multi=False, unknown='drop'),cache.table.split.to_numpy()
+        self.where = np.flatnonzero(e.ok & np.isin(split, ['train','valid']))
+        self.y,self.classes,self.train = e.y[self.where],e.names,split[self.where]=='train'
+        if self.train.all(): raise ValueError(f'no probe of {label!r}: it needs a validation part with labels; split some patients off')
 
     def after_epoch(self):
         e,enc = self.learn.epoch+1,self.learn.bare.encoder
