@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROJECTIONS', 'PACKAGES', 'timing_table', 'interleaved_seconds', 'time_interleaved', 'pair_ratios', 'loglog_slope',
            'build_attention', 'forward_backward', 'attention_cost', 'cost_slopes', 'ProjectionsOnly',
-           'public_attention', 'attention_rivals', 'beats_from', 'cost_summary']
+           'public_attention', 'attention_rivals', 'beats_from', 'cost_summary', 'cost_of_attention']
 
 # %% ../../nbs/cost/70_attention.ipynb #d25c33fc
 import time
@@ -15,10 +15,13 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from math import isqrt
+from pathlib import Path
 from torch import Tensor, nn
 from ..attention.base import Attention
-from ..memory import saved_bytes, peak_memory
+from ..files import replacing
+from ..memory import hardware, keep_memory, saved_bytes, peak_memory
 from ..attention.registry import attention_names, get_attention
+from ..viz.plot import figure_png, plot_cost
 
 # %% ../../nbs/cost/70_attention.ipynb #850e4abd
 def timing_table(
@@ -216,3 +219,22 @@ def cost_summary(
     if 'peak' in t: cols['peak MiB'] = (t.peak/2**20).round(1)
     cols |= dict(slope_ms=slope.ms.round(2), slope_bytes=slope.bytes.round(2), beats_from=beats_from(df).round())
     return pd.DataFrame(cols).loc[t.index]
+
+# %% ../../nbs/cost/70_attention.ipynb #efbf44f8
+def cost_of_attention(
+    out:str|Path,      # Results folder
+    tokens:list[int],  # Lengths `N`
+    dim:int=512,       # Token width
+    heads:int=16,      # Heads
+    m:int=64,          # Landmarks, features and averages
+    rounds:int=5,      # Times that each has its turn
+    device:str='cpu',  # Where to measure
+)->pd.DataFrame:       # From `attention_cost`; its `attrs['hardware']` names the machine
+    "Measure all attentions and their rivals; `attention.csv` and `attention.png` are written to `out`"
+    kept = device=='cpu' and keep_memory()
+    df = attention_cost(attention_rivals(dim, heads, m), tokens, dim, heads, n=rounds, device=device, against=PACKAGES)
+    where = hardware(device) + (', memory kept' if kept else '')
+    with replacing(Path(out)/'attention.csv') as f: df.assign(hardware=where, dim=dim, heads=heads, m=m).to_csv(f, index=False)
+    with replacing(Path(out)/'attention.png') as f: f.write_bytes(figure_png(plot_cost(df, title=where)))
+    df.attrs['hardware'] = where
+    return df

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['STEP_TARGETS', 'module_bytes', 'decoder_cost', 'step_cost', 'train_step', 'matrix_product', 'over_floor',
-           'matrix_seconds', 'hf_mae', 'step_counts', 'step_times', 'step_report']
+           'matrix_seconds', 'hf_mae', 'step_counts', 'step_times', 'step_report', 'cost_of_step']
 
 # %% ../../nbs/cost/71_step.ipynb #aa70739d
 import pandas as pd, torch
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from torch import Tensor, nn
-from ..memory import SavedStorages, saved_bytes
+from ..files import replacing
+from ..memory import SavedStorages, hardware, keep_memory, saved_bytes
 from ..models.losses import MultiScaleLoss
 from ..models.counting import count_step
 from ..models.miram import create_mae, create_miram
@@ -182,3 +185,25 @@ def step_report(
     t = pd.DataFrame(values, columns=['value','q25','q75'], index=list(STEP_TARGETS))
     t['at most'] = list(STEP_TARGETS.values())
     return t.assign(met=[None if m is None or v!=v else 'yes' if v<=m else 'no' for v,m in zip(t.value, STEP_TARGETS.values())])
+
+# %% ../../nbs/cost/71_step.ipynb #a8d53f33
+def cost_of_step(
+    out:str|Path,        # Results folder
+    arch:str='vit_base', # Encoder size, one of `ARCHS`
+    dim:int=512,         # Decoder width
+    heads:int=16,        # Decoder heads
+    depth:int=8,         # Decoder blocks
+    batch:int=4,         # Images a step at 224 pixels; at 448 it is one
+    rounds:int=5,        # Times that each has its turn
+)->pd.DataFrame:         # From `step_report`; its `attrs` have the `hardware`, and the median `seconds` by size and rival
+    "Measure whole training steps on the CPU; `step.csv` is written to `out`"
+    kept,kw = keep_memory(),dict(arch=arch, dec_dim=dim, dec_heads=heads, dec_depth=depth)
+    times = {224: step_times(224, ['mae','nystrom',*(['hf','hf, fused'] if find_spec('transformers') else [])], batch, rounds, **kw)}
+    times[448] = step_times(448, ['nystrom','softmax'], 1, rounds, **kw)
+    df = step_report(times, {224: step_counts(224, batch, **kw), 448: step_counts(448, 1, **kw)})
+    rate = times[224].attrs['flops']/times[224]['product'].median()/1e9
+    where = (f'{hardware("cpu")}, {rate:.0f} GFLOP/s{", memory kept" if kept else ""}; '
+             f'{arch}, batch {batch} at 224 and 1 at 448, {rounds} rounds')
+    with replacing(Path(out)/'step.csv') as f: df.assign(hardware=where).to_csv(f)
+    df.attrs |= dict(hardware=where, seconds={size: t.median().to_dict() for size,t in times.items()})
+    return df

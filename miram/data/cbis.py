@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CASE_FILES', 'OFFICIAL', 'read_cases', 'exclude_leaks', 'Archive', 'index_archive', 'find_series', 'is_mask',
-           'mask_box', 'Place', 'read_cbis', 'CbisReport', 'check_archive', 'report_text']
+           'mask_box', 'Place', 'read_cbis', 'CbisReport', 'check_archive', 'report_text', 'study_lesions']
 
 # %% ../../nbs/data/36_cbis.ipynb #bb817347
 import hashlib, os, warnings
@@ -16,8 +16,10 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from ..files import DataError, _count, _inside, safe_path
-from .lesions import _read_csv, file_header, lesion_table, notes
-from .splits import assert_disjoint
+from .archive import write_phantom
+from .labels import with_label
+from .lesions import _read_csv, file_header, lesion_table, notes, read_lesions
+from .splits import assert_disjoint, split_patients, split_valid
 from ..jobs import map_files
 from .pixels import read_pixels
 
@@ -571,3 +573,28 @@ def report_text(
              f'boxes held against the delivered crop: {len(seen)}, of these {exact} agree to the pixel']
     if seen.r.notna().any(): lines.append(f'correlation of film and crop: least {seen.r.min():.4f}, median {seen.r.median():.4f}')
     return '\n'.join(lines + [''] + [l for lv in ['damage', 'missing', 'suspect', 'rejected', 'note'] for l in _level_text(f, lv, limit)])
+
+# %% ../../nbs/data/36_cbis.ipynb #5719e52b
+def study_lesions(
+    lesions:str|Path|None=None, # Lesion table (csv)
+    images:str|Path|None=None,  # Folder that its column `image` starts from
+    cbis:str|Path|None=None,    # Or a CBIS-DDSM folder, with its official test set
+    phantom:str|Path|None=None, # Or the folder of a phantom, drawn there if need be
+    patients:int=400,           # Patients of the phantom
+    label:str='pathology',      # Column of a lesion table that its split is stratified by; the archives are by pathology
+    seed:int=0,                 # Of phantom and split
+    executor=None,              # Workers that draw the phantom
+)->tuple:                       # Lesion table with train, valid and test; and the folder of its images
+    "The lesions that a study works on; raises `DataError` for sources that exclude each other or cannot be used"
+    if cbis is not None and (lesions or images):
+        raise DataError('--cbis and --lesions exclude each other: give the archive, or a table of your own with its images')
+    if (lesions is None)!=(images is None):
+        raise DataError('--lesions needs --images, the folder that its column `image` starts from' if lesions else
+                        '--images needs --lesions, a table that says where the lesions are')
+    if lesions is None and cbis is None and phantom is None: raise DataError('no mammograms: give --lesions and --images, or --cbis')
+    if lesions is not None:
+        df = with_label(read_lesions(lesions, images), label)
+        if 'test' not in set(df.split): df = split_patients(df, test=.2, valid=0, label=label, seed=seed)
+        return (df if 'valid' in set(df.split) else split_valid(df, label=label, seed=seed)),Path(images)
+    root = Path(cbis) if cbis is not None else write_phantom(phantom, patients=patients, seed=seed, executor=executor)
+    return split_valid(read_cbis(root), seed=seed),root

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['materialised', 'attention_maps', 'rollout', 'attention_grid', 'lesion_attention', 'draw_map', 'plot_attention',
            'occlusion_map', 'plot_maps', 'project', 'plot_features', 'neighbours', 'plot_neighbours', 'most_confused',
-           'confusions', 'plot_confused']
+           'confusions', 'plot_confused', 'prediction_maps', 'map_path', 'predict_image']
 
 # %% ../../nbs/viz/51_interpret.ipynb #df922197
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -13,13 +13,17 @@ import torch.nn.functional as F
 from contextlib import contextmanager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from pathlib import Path
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from ..data.crops import CropCache
-from .plot import canvas
+from ..data.pixels import read_pixels
+from ..evaluate.classifier import NO_DIAGNOSIS, Prediction, SavedClassifier, answer, lesion_box, load_classifier
 from ..evaluate.features import frozen
+from ..files import DataError, replacing
+from .plot import canvas, figure_png
 
 # %% ../../nbs/viz/51_interpret.ipynb #34b97103
 @contextmanager
@@ -279,3 +283,48 @@ def plot_confused(
         ax.set_title(f'{r.truth}\nas {r.predicted} ({r.p:.2f})'.lower(), fontsize=7)
     fig.suptitle(title, fontsize=8)
     return fig
+
+# %% ../../nbs/viz/51_interpret.ipynb #6d22957b
+def prediction_maps(
+    clf:SavedClassifier, # The classifier
+    p:Prediction,         # What it said
+    title:str='',         # Above the panels
+):                        # A figure
+    "Attention rollout and occlusion of the most probable class over the crop of a lesion"
+    c = int(p.probs.argmax())
+    occ = occlusion_map(lambda v: clf.probs(v)[:,c], p.x, clf.encoder.patch_size)
+    s,(w,h) = clf.crop,p.box[2:]
+    k = s['size']/(max(w,h)*s['context'])
+    box = ((s['size']-w*k)/2, (s['size']-h*k)/2, w*k, h*k)
+    att = lesion_attention(clf.encoder, p.x, pool=clf.pool)[0]
+    return plot_maps(torch.from_numpy(p.crop/65535.)[None], att, occ, clf.classes[c], title, box)
+
+def map_path(
+    name:str|None,   # What the user gave, or nothing
+    image:str,       # The image
+    *others,         # Other files that must not be overwritten
+)->Path:             # PNG file to write
+    "Where the maps go: by default into this folder, under the image's name; raises `DataError` rather than overwrite what was read"
+    out = Path(name or f'{Path(image).stem}-map.png')
+    if out.suffix.lower()!='.png': raise DataError(f'--map is {str(out)!r}; give a file that ends in .png')
+    if any(o and Path(o).resolve()==out.resolve() for o in (image, *others)):
+        raise DataError(f'--map would overwrite {out}, which was given to be read')
+    return out
+
+# %% ../../nbs/viz/51_interpret.ipynb #dc89a9d7
+def predict_image(
+    model:str|Path,        # Folder of a classifier
+    image:str|Path,        # Mammogram: DICOM, PNG, JPEG or TIFF
+    box:str|None=None,     # Lesion as x,y,w,h in pixels of the image, such as '120,80,60,45'
+    mask:str|None=None,    # Or as a mask file
+    maps:str|None=None,    # PNG file to write; by default in this folder, under the image's name
+)->dict:                   # From `answer`, and `map`, the file of the maps
+    "Ask a classifier about one outlined lesion, and write the maps; raises `DataError` for what cannot be answered, and writes nothing"
+    clf,png = load_classifier(model),map_path(maps, image, mask)
+    px = read_pixels(image)
+    p = clf.predict(px, lesion_box(px.shape, str(image), box, mask))
+    a = answer(clf, p, str(image), str(model))
+    said = ', '.join(f'{c} {v:.2f}' for c,v in a['probabilities'].items())
+    fig = prediction_maps(clf, p, f'{Path(image).name}: {clf.label}, {said}\n{NO_DIAGNOSIS}')
+    with replacing(png) as f: f.write_bytes(figure_png(fig, 110))
+    return a | dict(map=str(png))

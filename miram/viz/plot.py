@@ -6,10 +6,10 @@
 __all__ = ['method_colour', 'canvas', 'figure_png', 'figure_base64', 'small_pictures', 'spread_visible', 'unnormalise',
            'reconstruct', 'hide', 'reconstructions', 'plot_images', 'plot_reconstruction', 'plot_losses', 'plot_cost',
            'plot_intervals', 'Curve', 'roc_band', 'pr_band', 'plot_curves', 'reliability', 'plot_reliability',
-           'plot_learning_curve']
+           'plot_learning_curve', 'html_page', 'html_figures']
 
 # %% ../../nbs/viz/50_plot.ipynb #9045eafb
-import base64, io
+import base64, html, io
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -433,3 +433,30 @@ def plot_learning_curve(
     return fig
 
 def _size_of(df): return df['share'] if 'share' in df else df['patients']
+
+# %% ../../nbs/viz/50_plot.ipynb #b45dadc0
+_CSS = '''
+body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1c2733;background:#fff}
+table{border-collapse:collapse;margin:1em 0;font-size:13px;display:block;overflow-x:auto}
+th,td{padding:.35em .7em;border-bottom:1px solid #dde3ea;text-align:left;white-space:nowrap}
+th{background:#f3f6f9} img{max-width:100%;display:block;margin:.5em 0 1.5em}
+pre{background:#f3f6f9;padding:1em;overflow-x:auto;font-size:12px}
+.note{border-left:4px solid #d19a1f;padding:.3em 1em;background:#fdf8ec}'''
+
+def html_page(
+    title:str, # Heading, as text
+    body:str,  # What stands below it, as HTML
+)->str:        # A whole document
+    "A page that needs no other file"
+    title = html.escape(title)
+    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_CSS}</style></head>\n'
+            f'<body><h1>{title}</h1>\n{body}</body></html>')
+
+def html_figures(
+    figures:dict,      # Figures by name
+    notes:dict|None=None, # Text below a name, for the names that have some
+)->str:                # HTML
+    "Each figure below its name, its pixels within the page"
+    esc,notes = html.escape,notes or {}
+    return ''.join(f'<h3>{esc(k)}</h3>' + (f'<p>{esc(notes[k])}</p>' if notes.get(k) else '')
+                   + f'<img alt="{esc(k)}" src="{figure_base64(f)}">' for k,f in figures.items())
