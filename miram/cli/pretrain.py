@@ -8,7 +8,7 @@ __all__ = ['pretrain_crops', 'miram_pretrain']
 # %% ../../nbs/cli/82_pretrain.ipynb #a4610935
 from contextlib import nullcontext
 from pathlib import Path
-from .command import InFile, InFolder, NameOrFile, command
+from .command import InFile, InFolder, NameOrFile, command, settings
 
 # %% ../../nbs/cli/82_pretrain.ipynb #8157a11e
 def pretrain_crops(
@@ -37,23 +37,25 @@ def pretrain_crops(
         return build_crops(table, root, out/'crops', size=2*recipe.img_size, context=context)
 
 # %% ../../nbs/cli/82_pretrain.ipynb #86e93c93
+_fields = settings('Fields of the recipe, such as lr=1e-3 augment.vflip=0 attention=performer; any number of them')
+
 @command
 def miram_pretrain(
     out:str='miram-pretrain', # Folder of the run; an interrupted run continues there
-    recipe:NameOrFile='demo', # demo, small, paper_112, paper_224, or a JSON file with a recipe's fields
-    crops:InFolder=None,   # Folder of a crop cache; built from the table without it
-    lesions:InFile=None,   # Lesion table (csv); a phantom is made without it
-    images:InFolder=None,  # Folder that the table's column `image` starts from
-    patients:int=200,      # Patients of the phantom
+    recipe:NameOrFile='demo', # demo, small, paper_112, paper_224, or a JSON or TOML file with a recipe's fields
+    set:_fields=None,
+    crops:InFolder=None,   # Folder of a crop cache; built without it
+    lesions:InFile=None,   # Lesion table (csv)
+    images:InFolder=None,  # Folder that the table's column `image` starts from; without a table all images in it, cut into tiles
+    patients:int=200,      # Patients of the phantom, which is made where there are neither crops nor images
     context:float=1.5,     # Side of a crop in longer sides of the lesion's box
-    label:str='pathology', # Column for the split and for the probe on validation patients
+    label:str='pathology', # Column for the split and for the probe on validation patients, where there is one
     data_seed:int=0,       # Seed of the phantom and of the split
-    model:str=None,        # mae, miram or moco, over the recipe's
-    attention:str=None,    # Attention of MIRAM's second decoder, over the recipe's
+    method:str=None,       # mae, miram or moco, over the recipe's
     epochs:int=None,       # Passes over the crops, over the recipe's
-    batch:int=None,        # Crops in a step over all processes, over the recipe's
-    micro:int=None,        # Crops computed at once, over the recipe's
-    precision:str=None,    # fp32, bf16, fp16 or auto, over the recipe's
+    batch_size:int=None,   # Crops in a step over all processes, over the recipe's
+    lr:float=None,         # Learning rate for a batch of 256, over the recipe's
+    init:str=None,         # Where the encoder starts: a timm name, a file or a folder, over the recipe's
     seed:int=None,         # Seed, over the recipe's
     workers:int=0,         # Processes that read
     every:int=500,         # Steps between checkpoints
@@ -63,12 +65,11 @@ def miram_pretrain(
     "Pretrain one model by a recipe, in a folder that can be left and come back to"
     from fastai.torch_core import rank_distrib
     from miram.memory import keep_memory
-    from miram.train.recipe import get_recipe
+    from miram.train.recipe import get_recipe, parse_settings
     from miram.train.run import run_pretraining
     keep_memory()
-    changes = dict(model=model, attention=attention, epochs=epochs, batch=batch, micro=micro, precision=precision, seed=seed)
-    r = get_recipe(recipe, **{k: v for k,v in changes.items() if v is not None})
+    flags = dict(method=method, epochs=epochs, batch_size=batch_size, lr=lr, init=init, seed=seed)
+    r = get_recipe(recipe, **parse_settings(set or ()) | {k: v for k,v in flags.items() if v is not None})
     cache = pretrain_crops(r, Path(out), crops, lesions, images, patients, context, label, data_seed)
     learn = run_pretraining(r, cache, Path(out)/'run', label=label, workers=workers, every=every, pictures=pictures, denorm=denorm)
-    if rank_distrib()==0: print(f'epochs {r.epochs}, steps {learn.train_iter}, skipped {learn.skip_bad.bad}; the encoder is '
-                                f'{(Path(out)/"run"/"encoder.safetensors").resolve()}')
+    if rank_distrib()==0: print(f'epochs {r.epochs}, steps {learn.train_iter}, skipped {learn.skip_bad.bad}; the encoder is {(Path(out)/"run").resolve()}')

@@ -7,40 +7,47 @@ __all__ = ['miram_study']
 
 # %% ../../nbs/cli/84_study.ipynb #8ea1482b
 from pathlib import Path
-from .command import InFile, InFolder, command
+from .command import InFile, InFolder, NameOrFile, command, settings
 from ..files import DataError
 
 # %% ../../nbs/cli/84_study.ipynb #b3104d13
+_fields = settings('Fields of the plan, such as recipe.lr=1e-3 n_boot=500; any number of them')
+
 @command
 def miram_study(
-    recipe:str,             # demo, real_small or paper
-    out:str='miram-study',  # Results folder; an interrupted run continues there
+    plan:NameOrFile,        # demo, real_small, paper, or a JSON or TOML file
+    out:str='miram-study',  # Results folder; an interrupted study continues there
     lesions:InFile=None,    # Lesion table (csv: image, patient_id, x, y, w, h, pathology, …)
     images:InFolder=None,   # Folder that the table's column `image` starts from
     cbis:InFolder=None,     # Or a CBIS-DDSM folder, with its official test set
     patients:int=400,       # Or, for demo, patients of the phantom
-    seeds:int=None,         # Runs of every method; the recipe's without it
-    epochs:int=None,        # Passes over the training crops; the recipe's without it
+    set:_fields=None,
+    seeds:int=None,         # Runs of every method; the plan's without it
+    epochs:int=None,        # Passes over the training crops; the plan's without it
     methods:str=None,       # Comma-separated, such as random,mae,moco,miram-nystrom
-    tasks:str=None,         # Comma-separated columns to probe beside the recipe's label
+    tasks:str=None,         # Comma-separated columns to probe beside the plan's label
     probes:str=None,        # Comma-separated: linear, trained, knn, attentive, finetune
     workers:int=0,          # Processes that share the runs
     dask:str=None,          # Or the address of a Dask scheduler
-    context:float=1.5,      # Side of a crop in longer sides of the lesion's box
     data_seed:int=0,        # Seed of the phantom and of the split
     curves:bool=False,      # Learning curves: the linear probe with fewer labelled patients
     dry:bool=False,         # Only say what it will cost
 ):
     "Compare methods of pretraining under one protocol, with intervals, tests and costs"
-    from dataclasses import replace
+    from contextlib import ExitStack
+    from functools import partial
     from miram.memory import keep_memory
-    from miram.study.report import STUDIES, study_job
-    if recipe not in STUDIES: raise ValueError(f'unknown recipe {recipe!r}: choose one of {", ".join(STUDIES)}')
-    if recipe!='demo' and not (lesions or cbis): raise DataError(f'the recipe {recipe} needs mammograms: --lesions and --images, or --cbis')
+    from miram.study.plan import load_plan
+    from miram.study.report import study_executor, study_job
+    from miram.train.recipe import parse_settings
+    if plan in ('real_small','paper') and not (lesions or cbis): raise DataError(f'the plan {plan} needs mammograms: --lesions and --images, or --cbis')
     keep_memory()
-    given = dict(seeds=seeds and tuple(range(seeds)), epochs=epochs, **{k: v and tuple(v.split(',')) for k,v in
-                 dict(methods=methods, tasks=tasks, probes=probes).items()})
-    r = replace(STUDIES[recipe], **{k: v for k,v in given.items() if v})
-    tables = study_job(r, out, lesions, images, cbis, patients, workers, dask, context, data_seed, curves, dry)
-    for (t,p),tab in (tables or {}).items(): print(f'\n{t}, {p} probe\n{tab.to_string(na_rep="")}')
+    given = parse_settings(set or ()) | {k: tuple(v.split(',')) for k,v in dict(methods=methods, tasks=tasks, probes=probes).items() if v}
+    if seeds: given['seeds'] = tuple(range(seeds))
+    if epochs: given['recipe'] = given.get('recipe', {}) | dict(epochs=epochs)
+    p = load_plan(plan, **given)
+    with ExitStack() as stack:
+        tables = study_job(p, out, lesions, images, cbis, patients, data_seed, study_executor(stack, workers, dask), curves, dry=dry,
+                           say=partial(print, flush=True))
+    for (t,k),tab in (tables or {}).items(): print(f'\n{t}, {k} probe\n{tab.to_string(na_rep="")}')
     if tables: print(f'\nThe report is {Path(out).resolve()/"report.html"}')

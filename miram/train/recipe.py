@@ -227,16 +227,16 @@ def _toml(text):
 def parse_settings(
     settings, # Strings such as `'lr=1e-3'`, `'augment.vflip=.5'` or `'scales=[1]'`
 )->dict:
-    "Fields from the shell: JSON values, anything else as a string; raises `ValueError` for what has no `=`"
+    "Fields from the shell, nested by dots: JSON values, anything else as a string; raises `ValueError` for what has no `=`"
     d = {}
     for s in settings:
         k,eq,v = s.partition('=')
         if not eq or not k: raise ValueError(f'{s!r}: give field=value, such as epochs=20')
         try: v = json.loads('0'+v if v[:1]=='.' else v)
         except ValueError: pass
-        top,dot,option = k.partition('.')
-        if dot: d.setdefault(top, {})[option] = v
-        else: d[top] = v
+        *tables,last = k.split('.'); here = d
+        for t in tables: here = here.setdefault(t, {})
+        here[last] = v
     return d
 
 # %% ../../nbs/train/60_recipe.ipynb #73e74bfb
