@@ -104,7 +104,8 @@ def notebook_form():
     for f, i, c, src in cells():
         if i == 0 and not re.fullmatch(r'# [^\n]+\n+> [^\n]+\s*', src): wrong.append(f'{f} [0]: not a title and a subtitle alone')
         if c['cell_type'] != 'code' or re.search(r'^#\s*\|\s*(export|default_exp)|nbdev_export\(|^\s*[%!]', src, re.M): continue
-        nodes = list(ast.walk(ast.parse(src)))
+        try: nodes = list(ast.walk(ast.parse(src)))
+        except SyntaxError as e: wrong.append(f'{f} [{i}]: {e}'); continue
         if any(isinstance(o, (ast.Import, ast.ImportFrom)) for o in nodes) and any(isinstance(o, (ast.Expr, ast.Assign)) for o in nodes):
             wrong.append(f'{f} [{i}]: imports and other code in one cell: {src.strip().splitlines()[-1][:60]}')
     none(wrong, 'notebooks that the documentation build reads wrongly:')
