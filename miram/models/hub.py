@@ -29,11 +29,11 @@ def onnx_error(
     path:str|Path,   # File from `export_onnx`
     encoder:Encoder, # The encoder that was exported
     pool:str='avg',  # As exported
-    n:int=3,         # Images
+    images:int=3,    # How many random images
 )->float:            # Largest absolute difference of the features
     "How far onnxruntime is from torch on random images"
     ort = importlib.import_module('onnxruntime')
-    x = torch.randn(n, encoder.in_chans, *encoder.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(images, encoder.in_chans, *encoder.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
     got, = ort.InferenceSession(str(path), providers=['CPUExecutionProvider']).run(None, dict(pixels=x.numpy()))
     with torch.no_grad(): return float(np.abs(got-encode(encoder, x.to(encoder.pos_embed.device), pool).cpu().numpy()).max())
 
@@ -103,7 +103,7 @@ def model_card(
             'size in pixels': '×'.join(map(str, args['img_size'])), 'patch in pixels': args['patch_size'], 'width': args['embed_dim'],
             'blocks': args['depth'], 'heads': args['num_heads']}
     what |= {f'{k} of the pixels (0 to 1)': pix[k] for k in ('mean', 'std') if k in pix}
-    known, results = _rows(prov) + _rows(manifest or {}), [] if intervals is None else _results(intervals)
+    known, results = _rows(prov | (manifest or {})), [] if intervals is None else _results(intervals)
     head = ['---', 'library_name: timm', *([f'license: {lic.lower()}'] if lic else []), 'tags: [mammography, self-supervised, miram]',
             '---']
     table = lambda names, rows: ['| '+' | '.join(names)+' |', '|'+'---|'*len(names), *rows]
@@ -128,17 +128,28 @@ def _is_folder(repo):
     if re.fullmatch(r'[\w.-]+/[\w.-]+', repo): return False
     raise ValueError(f"{repo!r} is neither a repository like 'owner/name' nor a folder like './name'")
 
+def _manifest(folder):
+    "What a run recorded about itself in `folder`, `None` where there is nothing; raises `ValueError` for what is not JSON"
+    path = folder/'manifest.json'
+    if not path.is_file(): return None
+    try: told = json.loads(path.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as e: raise ValueError(f'{path}: is not JSON ({e}); mend it or take it away') from None
+    if not isinstance(told, dict): raise ValueError(f'{path}: holds a {type(told).__name__}, no manifest; take it away')
+    return told
+
+# %% ../../nbs/models/29_hub.ipynb #e6a6a307
 def push(
-    source:str|Path,     # Folder from `save_encoder` or `save_model`
+    source:str|Path,     # Folder of a run, or from `save_encoder` or `save_model`
     repo:str|Path,       # `'owner/name'` on the hub, or a folder
-    card:str|None=None,  # Text of the model card, see `model_card`; made from the configuration when absent
+    card:str|None=None,  # Text of the model card, see `model_card`; made from configuration and manifest when absent
     private:bool=True,   # Whether a new repository on the hub is private
     **kwargs             # Passed to `huggingface_hub.HfApi`, such as `token` or `endpoint`
 )->str:                  # Where it is now
-    "Publish a model's folder; raises `ValueError` for a folder without a miram configuration or a `repo` that means nothing"
+    "Publish weights, configuration, card and manifest; raises `ValueError` for a folder without a miram model or a senseless `repo`"
     source, there, cfg = Path(source), _is_folder(repo), read_config(source)
-    with replacing(source/'README.md') as new: new.write_text(card or model_card(cfg), encoding='utf-8')
-    names = ['config.json', 'model.safetensors', 'README.md']
+    told = _manifest(source)
+    with replacing(source/'README.md') as new: new.write_text(card or model_card(cfg, told), encoding='utf-8')
+    names = ['config.json', 'model.safetensors', 'README.md', *(['manifest.json'] if told else [])]
     if there:
         for n in names:
             with replacing(Path(repo).expanduser()/n) as new: shutil.copyfile(source/n, new)
