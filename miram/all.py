@@ -26,8 +26,8 @@ NAMES = {  # module → its names
     'models.miram':        'MIRAM create_mae create_miram',
     'models.moco':         'MoCo MoCoLoss TwoViews create_moco',
     'models.counting':     'count_step',
-    'models.weights':      'save_encoder load_encoder read_config',
-    'models.pretrained':   'load_pretrained',
+    'models.weights':      'save_encoder load_encoder save_model load_model read_config',
+    'models.pretrained':   'init_encoder load_pretrained',
     'models.hub':          'export_onnx model_card',
     'data.pixels':         'read_pixels',
     'data.labels':         'add_pathology4 with_label',
@@ -41,22 +41,25 @@ NAMES = {  # module → its names
     'evaluate.features':   'cached_features',
     'evaluate.probe':      'ProbeResult linear_probe knn_probe trained_probe attentive_probe take_patients learning_curve',
     'evaluate.finetune':   'LesionClassifier task_dls finetune_learner finetune_probe',
-    'evaluate.classifier': 'SavedClassifier make_classifier save_classifier load_classifier',
+    'evaluate.classifier': 'SavedClassifier probe_encoder make_classifier save_classifier load_classifier',
     'viz.plot':            'plot_images plot_reconstruction plot_losses plot_cost plot_intervals roc_band pr_band plot_curves '
                            'plot_reliability plot_learning_curve',
     'viz.interpret':       'attention_maps plot_attention lesion_attention occlusion_map plot_maps plot_features plot_neighbours '
                            'most_confused plot_confused',
-    'train.recipe':        'RECIPES PretrainRecipe get_recipe',
+    'train.recipe':        'RECIPES METHODS Recipe get_recipe register_method',
     'train.toy':           'toy_dls toy_model',
     'train.learner':       'PretrainLearner',
-    'train.pretrain':      'ScaleRecorder EncoderEMA SkipBad pretrain_learner',
+    'train.pretrain':      'ScaleRecorder EncoderEMA SkipBad pretrain_learner recipe_learner',
     'train.resume':        'Checkpoint',
     'train.distributed':   'Distributed',
     'train.watch':         'RunLog CollapseDetector OnlineProbe',
-    'train.run':           'run_pretraining',
+    'train.run':           'recipe_dls run_pretraining',
     'cost.attention':      'attention_cost cost_summary',
     'cost.step':           'step_cost decoder_cost',
-    'study.runs':          'Recipe REAL_SMALL PAPER Study run_study table_markdown write_tables'}
+    'study.plan':          'StudyPlan load_plan',
+    'study.runs':          'run_study read_result',
+    'study.tables':        'Study read_study table_markdown write_tables',
+    'study.report':        'study_job'}
 
 # %% ../nbs/99_all.ipynb #af14d285
 def listed_names(

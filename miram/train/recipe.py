@@ -22,6 +22,7 @@ from ..data.loaders import Augment
 from ..models.losses import MultiScaleLoss
 from ..models.miram import create_miram
 from ..models.moco import MoCoLoss, TwoViews, create_moco
+from ..models.pretrained import init_encoder
 from ..models.vit import ARCHS
 from ..patches import grid_size
 
@@ -312,4 +313,6 @@ def recipe_model(
     "The model of a recipe before training, its encoder where `init` says; torch's global random state is left alone"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return METHODS[recipe.method].build(recipe, in_chans)
+        model = METHODS[recipe.method].build(recipe, in_chans)
+    init_encoder(model, recipe.init)
+    return model
