@@ -622,7 +622,8 @@ def _jobs_of(df, images, context):
     use = df[df.split != 'excluded']
     given = (use.pixels == 'delivered') if 'pixels' in use else pd.Series(False, use.index)
     boxes = lambda g: [(r.Index, square_box(r.x, r.y, r.w, r.h, context), bool(given[r.Index])) for r in g.itertuples()]
-    return [(safe_path(images, p), [(int(g.index[0]), p, [])] if g.w.isna().all() else boxes(g)) for p,g in use.groupby('image', sort=False)]
+    whole = lambda p, g: [(int(g.index[0]), p, [])]
+    return [(safe_path(images, p), whole(p, g) if g.w.isna().all() else boxes(g)) for p,g in use.groupby('image', sort=False)]
 
 # %% ../../nbs/data/37_crops.ipynb #baaf4712
 def pretrain_crops(
@@ -656,8 +657,10 @@ def pretrain_crops(
     df = lesion_table(lesions, boxes='some')
     if valid and 'valid' not in set(df.split): df = split_valid(df, valid, label=None, seed=seed)
     df, window = _boxes_or_films(df), window if window in (None, 'voi') else list(window)
-    both, tiles = dict(size=crop_size, window=window, side=side, level=level), dict(tile=tile, stride=tile, breast=breast, most=most, seed=seed)
+    both = dict(size=crop_size, window=window, side=side, level=level)
+    tiles = dict(tile=tile, stride=tile, breast=breast, most=most, seed=seed)
     origin = _origin(df, images, context=float(context), **both, **tiles)
     if cache := _reusable(out, origin): return cache
     work = partial(_cut_either, crops=partial(_cut_image, **both), tiles=partial(_cut_tiles, **both, **tiles))
-    return _build(out, df, images, origin, _jobs_of(df, images, context), work, workers, executor, progress, strict, per=1, what='lesions and films')
+    jobs = _jobs_of(df, images, context)
+    return _build(out, df, images, origin, jobs, work, workers, executor, progress, strict, per=1, what='lesions and films')
