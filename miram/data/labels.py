@@ -139,15 +139,15 @@ def encode_labels(
 )->EncodedLabels:
     """Labels as class numbers, or as a row of ones and zeros where a label may say several things
 
-    Raises `DataError` for a column that is not there, fewer than two classes in training, and an unknown label of a row that is not excluded."""
+    Raises `DataError` for a missing column, fewer than two classes in training, and an unknown label of a row that is not excluded."""
     t, multi = with_label(df, label), is_multi(label, multi)
     said = _said(t, label, multi)
     names = list(names or _training_names(said, t, label, source))
     new = _unknown(said, t, names)
     if new and unknown == 'raise':
         w, part = min(new.items())
-        raise DataError(f"{source}: {w!r} of {label!r}{part and f' ({part})'} is not one of {', '.join(names)}; correct the label, exclude the "
-                        'lesion, split anew with the class in training, or name the classes yourself')
+        raise DataError(f"{source}: {w!r} of {label!r}{part and f' ({part})'} is not one of {', '.join(names)}; correct the label, "
+                        'exclude the lesion, split anew with the class in training, or name the classes yourself')
     hot = np.zeros((len(t), len(names)), bool)
     for i,ws in enumerate(said): hot[i,[names.index(w) for w in ws if w in names]] = True
     if multi: return EncodedLabels(hot, np.array([bool(ws) for ws in said], bool), names, multi, new)

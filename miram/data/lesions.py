@@ -57,9 +57,10 @@ def _grades(df, source):
     return notes
 
 # %% ../../nbs/data/32_lesions.ipynb #71d567d5
-def _boxes(df, source):
-    "Make the box columns float in place, and check them for rows that are not excluded"
+def _boxes(df, source, some=False):
+    "Make the box columns float in place, and check them for rows that are not excluded; with `some`, a row may have none at all"
     keep = df.split != 'excluded'
+    if some: keep &= df[list('xywh')].apply(_text).notna().any(axis=1)
     for c in 'xywh':
         v = pd.to_numeric(df[c], errors='coerce').astype(float)
         bad = keep & (~np.isfinite(v) | ((v <= 0) if c in 'wh' else False))
@@ -100,7 +101,7 @@ def _check_ids(df, source):
 def lesion_table(
     df:pd.DataFrame,             # Rows with at least the columns of `NEEDED`
     source:str='lesion table',   # What to call it in messages
-    boxes:bool=True,             # Check the boxes? Not while they are still to be found
+    boxes:bool|str=True,         # Check the boxes? `'some'` lets a row go without and stand for its film; not while all are to be found
 )->pd.DataFrame:                 # All of `COLUMNS`, typed and clean, then the columns that only `df` has
     """Check `df` and complete it to a lesion table; `notes` tells what was changed
 
@@ -116,7 +117,7 @@ def lesion_table(
     notes = _labels(df, source) + _grades(df, source)
     _complete(df, source)
     _check_ids(df, source)
-    if boxes: _boxes(df, source)
+    if boxes: _boxes(df, source, boxes == 'some')
     for p in df.image.unique(): _inside(p, 'the image folder')
     df.attrs['notes'] = notes
     return df
@@ -175,6 +176,7 @@ def _sizes(df, images):
 def _misfit(r, size):
     "Why the box of row `r` does not fit an image of `size`, or ''"
     if isinstance(size, DataError): return str(size)
+    if pd.isna(r.w): return ''
     inside = r.x >= -1 and r.y >= -1 and r.x + r.w <= size[1] + 1 and r.y + r.h <= size[0] + 1
     box = f'x={r.x:g} y={r.y:g} w={r.w:g} h={r.h:g}'
     where = f'its image of {size[1]}×{size[0]} pixels (width×height)'
@@ -212,7 +214,7 @@ def check_rows(
 
     Raises `DataError` naming the first row; rows of a contested image are all excluded, of a repeated box all but the first."""
     use = df[df.split != 'excluded']
-    box = use.duplicated(['image', *'xywh'])
+    box = use.duplicated(['image', *'xywh']) & use.w.notna()
     owners = use.groupby('image').patient_id.transform('nunique') > 1
     why = pd.Series('', df.index)
     why[use.index[box]], why[use.index[owners]] = 'the same box stands in an earlier row', 'its image is filed under several patients'
@@ -225,15 +227,17 @@ def check_rows(
 
 # %% ../../nbs/data/32_lesions.ipynb #2c948bf7
 def read_lesions(
-    csv:str|Path,        # Table with at least the columns of `NEEDED`; UTF-8, comma-separated
-    images:str|Path,     # Folder that the paths in its column `image` start from
-    errors:str='raise',  # What to do with rows that contradict others or do not fit their images: `'raise'` or `'exclude'`
-)->pd.DataFrame:         # Lesion table
+    csv:str|Path,          # Table with at least the columns of `NEEDED`; UTF-8, comma-separated
+    images:str|Path,       # Folder that the paths in its column `image` start from
+    errors:str='raise',    # What to do with rows that contradict others or do not fit their images: `'raise'` or `'exclude'`
+    boxes:bool|str=True,   # `'some'` lets a row go without a box and stand for its whole film; the columns may then be missing
+)->pd.DataFrame:           # Lesion table
     """Read and check a lesion table and the headers of its images
 
     Raises `DataError`, naming file, column, row and value."""
-    name = Path(csv).name
-    return check_images(check_rows(lesion_table(_read_csv(csv), name), name, errors), images, errors)
+    name, df = Path(csv).name, _read_csv(csv)
+    if boxes == 'some': df = df.reindex(columns=[*df, *(c for c in 'xywh' if c not in df)])
+    return check_images(check_rows(lesion_table(df, name, boxes), name, errors), images, errors)
 
 # %% ../../nbs/data/32_lesions.ipynb #6c9e39d5
 read = read_lesions

@@ -334,7 +334,7 @@ class PlainOutput(Callback):
 def lesion_dls(
     cache:CropCache,          # Labelled crops
     label:str='pathology',    # Column of the label; `'pathology4'` is made when it is missing
-    multi:bool|None=None,     # Does a label name several things at once, as `'OBSCURED-SPICULATED'` does? By default the four descriptions do
+    multi:bool|None=None,     # May a label say several things, as `'OBSCURED-SPICULATED'` does? By default the four descriptions may
     size:int|None=None,       # Side of the image in pixels; half of the cache's by default, as in pretraining
     bs:int=64,                # Batch size
     seed:int=0,               # Seed of order and augmentation

@@ -286,7 +286,7 @@ def _do_fit(self:PretrainLearner):
 def _recorder_state(r):
     "What fastai's `Recorder` has seen, as plain values"
     return dict(lrs=list(r.lrs), iters=list(r.iters), losses=torch.stack(list(r.losses)) if r.losses else None,
-                values=[[float(o) for o in v] for v in r.values], smooth=(r.smooth_loss.count, r.smooth_loss.val))
+                values=[[None if o is None else float(o) for o in v] for v in r.values], smooth=(r.smooth_loss.count, r.smooth_loss.val))
 
 def _load_recorder(r, s):
     r.lrs,r.iters,r.losses = list(s['lrs']),list(s['iters']),[] if s['losses'] is None else list(s['losses'].unbind())
