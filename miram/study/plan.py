@@ -50,6 +50,7 @@ class StudyPlan:
     label:str = 'pathology'    # Column that is probed
     tasks:tuple = ()           # More columns that are probed
     probes:tuple = ('linear',) # Of `PROBES`
+    reference:str|None = None  # Method that the others are compared with; random or else mae where it is absent
     n_boot:int = 2000          # Bootstrap resamples and permutations
     ft_epochs:int = 20         # Epochs of fine-tuning
     context:float = 1.5        # Side of the crops in longer sides of the lesion's box
@@ -68,6 +69,7 @@ def _check_fields(p):
     for f in ('methods','seeds','probes'):
         if not getattr(p, f): raise ValueError(f'{f} is empty; name at least one')
     if bad := set(p.probes)-set(PROBES): raise ValueError(f'unknown probe {sorted(bad)[0]!r}: choose one of {", ".join(PROBES)}')
+    if p.reference is not None and p.reference not in p.methods: raise ValueError(f'reference={p.reference!r}: is none of the methods')
     for f in ('n_boot','ft_epochs','context'):
         if not getattr(p, f)>0: raise ValueError(f'{f}={getattr(p, f)}: must be above 0')
     for m in p.methods:
@@ -141,7 +143,7 @@ def change(self:StudyPlan,
 PAPER_ACCURACY = {'mae': .589, 'moco': .602, 'miram-nystrom': .610}
 
 # %% ../../nbs/study/75_plan.ipynb #75654648
-EXTENDS = ('methods', 'seeds', 'tasks', 'probes')
+EXTENDS = ('methods', 'seeds', 'tasks', 'probes', 'reference')
 
 def protocol(
     plan:StudyPlan, # Any plan

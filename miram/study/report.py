@@ -94,8 +94,9 @@ def study_figures(
 def reference_of(
     study:Study, # A finished study
 )->str|None:     # Name of a method
-    "What the others are compared with: the random encoder, else the MAE, else the first"
-    return next((m for m in ('random','mae') if m in study.finished()), next(iter(study.finished()), None))
+    "What the others are compared with: the plan's reference, else the random encoder, the MAE or the first"
+    there = study.finished()
+    return next((m for m in (study.plan.reference,'random','mae',*there) if m in there), None)
 
 # %% ../../nbs/study/78_report.ipynb #c8ab4cff
 def split_counts(
