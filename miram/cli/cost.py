@@ -37,7 +37,7 @@ def miram_cost(
     tokens:str='196,400,784,1024,3136,4096,16384', # attention: numbers of tokens, separated by commas
     dim:int=512,            # Token width, of the decoders for step
     heads:int=16,           # Heads, of the decoders for step
-    m:int=64,               # attention: landmarks, features and averages
+    landmarks:int=64,       # attention: landmarks, or as many features or averages
     rounds:int=5,           # Times that each has its turn
     device:str='cpu',       # attention: cpu or cuda
     threads:int=None,       # CPU threads; torch's choice without it
@@ -53,5 +53,5 @@ def miram_cost(
     from miram.cost.step import cost_of_step
     if threads: torch.set_num_threads(threads)
     text = (step_text(cost_of_step(out, arch, dim, heads, depth, batch, rounds)) if what=='step' else
-            attention_text(cost_of_attention(out, lengths, dim, heads, m, rounds, device)))
+            attention_text(cost_of_attention(out, lengths, dim, heads, landmarks, rounds, device)))
     print(f'{text}\n\n{Path(out).resolve()/what}.csv')

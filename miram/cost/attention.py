@@ -226,15 +226,15 @@ def cost_of_attention(
     tokens:list[int],  # Lengths `N`
     dim:int=512,       # Token width
     heads:int=16,      # Heads
-    m:int=64,          # Landmarks, features and averages
+    landmarks:int=64,  # Landmarks, or as many features or averages
     rounds:int=5,      # Times that each has its turn
     device:str='cpu',  # Where to measure
 )->pd.DataFrame:       # From `attention_cost`; its `attrs['hardware']` names the machine
     "Measure all attentions and their rivals; `attention.csv` and `attention.png` are written to `out`"
     kept = device=='cpu' and keep_memory()
-    df = attention_cost(attention_rivals(dim, heads, m), tokens, dim, heads, n=rounds, device=device, against=PACKAGES)
+    df = attention_cost(attention_rivals(dim, heads, landmarks), tokens, dim, heads, n=rounds, device=device, against=PACKAGES)
     where = hardware(device) + (', memory kept' if kept else '')
-    with replacing(Path(out)/'attention.csv') as f: df.assign(hardware=where, dim=dim, heads=heads, m=m).to_csv(f, index=False)
+    with replacing(Path(out)/'attention.csv') as f: df.assign(hardware=where, dim=dim, heads=heads, landmarks=landmarks).to_csv(f, index=False)
     with replacing(Path(out)/'attention.png') as f: f.write_bytes(figure_png(plot_cost(df, title=where)))
     df.attrs['hardware'] = where
     return df

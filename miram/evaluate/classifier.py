@@ -421,4 +421,4 @@ def probe_job(
     size,cache = enc.patch_embed.img_size[0],probe_crops(enc, out, label=label, **source)
     device = 'cuda' if torch.cuda.is_available() else None
     result = probe_encoder(enc, cache, label, probe, size, epochs, seed, Path(out)/'features', device)
-    return write_probe(out, enc, cache, result, size, n_boot, encoder=str(encoder), probe=probe, seed=seed)
+    return write_probe(out, enc, cache, result, size, n_boot, source=str(encoder), probe=probe, seed=seed)
