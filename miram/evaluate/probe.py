@@ -107,7 +107,7 @@ def predictions(self:ProbeResult)->pd.DataFrame: # Columns lesion_id, patient_id
     "One row for each test lesion, for looking at the lesions that went wrong; of several labels those above one half are predicted"
     hard = self.probs > .5 if self.multi else self.probs.argmax(1)
     head = dict(lesion_id=self.lesions, patient_id=self.groups, truth=_names(self.classes, self.y), predicted=_names(self.classes, hard))
-    return pd.DataFrame(head | {f'p_{c}': self.probs[:,i] for i,c in enumerate(self.classes)})
+    return pd.DataFrame(head | {f'p_{c}': self.probs[:,i].astype(float) for i,c in enumerate(self.classes)})
 
 # %% ../../nbs/evaluate/42_probe.ipynb #d553a31a
 def class_weights(

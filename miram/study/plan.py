@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import nn
+import miram
 from ..attention.registry import attention_names
 from ..data.labels import with_label
 from ..data.splits import assert_disjoint
@@ -101,7 +102,7 @@ def all_tasks(self:StudyPlan)->tuple: # Column names, `label` first
 # %% ../../nbs/study/75_plan.ipynb #e582a204
 def shipped_plans()->dict: # Paths by name
     "The plans that come with the package"
-    return {f.stem: f for f in sorted((Path(__file__).parent/'plans').glob('*.toml'))}
+    return {f.stem: f for f in sorted((Path(miram.__file__).parent/'study'/'plans').glob('*.toml'))}
 
 def load_plan(
     name:str|Path, # A plan that ships with the package, or a JSON or TOML file
