@@ -63,6 +63,7 @@ class ProbeResult:
     valid:dict|None=None # Loss on validation of each candidate (penalty or epoch)
     seed:int=0         # Seed of the intervals
     fit:tuple|None=None # `LinearFit` of the chosen linear probe, for keeping it; `None` where there is none
+    model:nn.Module|None=None # The classifier that was fine-tuned, encoder and head; `None` where none was. In no file of results
 
     @property
     def multi(self):
