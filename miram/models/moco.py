@@ -153,6 +153,7 @@ class MoCoOutput(NamedTuple):
 # %% ../../nbs/models/25_moco.ipynb #62268945
 class MoCo(nn.Module):
     "Contrast two views by a base and a momentum vision transformer (MoCo-v3, arXiv 2104.02057)"
+    batchwise = True # its loss needs the whole batch: an image's negatives and BatchNorm's statistics are the other images
     def __init__(self,
         encoder:Encoder,         # What is kept after pretraining
         dim:int=256,             # Width of queries and keys

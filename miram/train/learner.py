@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resolve_precision', 'rng_state', 'set_rng_state', 'loader_state', 'set_loader_state', 'batches_from', 'rows_of',
-           'PretrainLearner', 'Rewind']
+           'join_rows', 'PretrainLearner', 'Rewind']
 
 # %% ../../nbs/train/62_learner.ipynb #0097e360
 import numpy as np, random, time, torch, warnings
@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from fastai.callback.core import CancelBackwardException, CancelEpochException, CancelFitException, CancelStepException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
@@ -49,7 +50,8 @@ def set_rng_state(
     v,keys,gauss = state['python']
     random.setstate((v, tuple(keys), gauss)); torch.set_rng_state(state['torch'])
     kind,words,*rest = state['numpy']; np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
+    if torch.cuda.is_available():
+        for i,s in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(s, i)
 
 # %% ../../nbs/train/62_learner.ipynb #4702d66a
 def loader_state(
@@ -105,6 +107,14 @@ def rows_of(
     "Rows of a batch"
     return tuple(rows_of(o, s) for o in b) if isinstance(b, (tuple, list)) else b[s]
 
+def join_rows(
+    parts:list, # The same structure for each piece: tensors, in tuples or named tuples of any depth
+):
+    "What a model says of a whole batch, from what it says of its pieces: the inverse of `rows_of`"
+    a = parts[0]
+    if isinstance(a, tuple): return getattr(type(a), '_make', type(a))(map(join_rows, zip(*parts)))
+    return torch.cat(parts) if isinstance(a, torch.Tensor) and a.ndim else a
+
 # %% ../../nbs/train/62_learner.ipynb #acfcbda9
 class _Clock:
     "Adds up the seconds spent in its `with` blocks"
@@ -113,8 +123,12 @@ class _Clock:
     def __exit__(self, *_): self.seconds += time.perf_counter()-self.start
 
 # %% ../../nbs/train/62_learner.ipynb #10e3f88e
+_REMEDY = 'use a smaller batch_size, a smaller model, checkpointing=True or more processes'
+
 class PretrainLearner(Learner):
-    "A `Learner` with micro-batches, mixed precision on any device, gradient norms, and a position to which it can return"
+    """A `Learner` with micro-batches, mixed precision on any device, gradient norms, and a position to which it can return
+
+    Raises `ValueError` for a `micro` below the batch when the model is `batchwise`."""
     def __init__(self,
         dls:DataLoaders,       # Batches of input and target
         model:nn.Module,       # Any model
@@ -125,11 +139,18 @@ class PretrainLearner(Learner):
     ):
         super().__init__(dls, model, **kwargs)
         if micro is not None and micro<1: raise ValueError(f'micro-batches of {micro} images: at least 1 is needed')
+        self._refuse_pieces(micro, -(-(getattr(dls.train, 'bs', None) or 0)//max(num_distrib(), 1)), model)
         device = torch.device(getattr(dls, 'device', None) or 'cpu').type
-        self.micro,self.clip,self.precision = micro,clip,resolve_precision(precision, device)
+        self.micro,self.asked,self.clip,self.precision = micro,micro,clip,resolve_precision(precision, device)
         self.scaler = torch.amp.GradScaler(device) if self.precision=='fp16' else None
         self.lr_scale,self.share,self.at,self.pending,self.skipped,self.grad_norm,self.parts = 1.,1.,(0,0),None,False,None,None
         self.waited,self.n_images,self.began,self.clock = 0.,0,None,_Clock()
+
+    def _refuse_pieces(self, micro, n, model):
+        "Raise when a batch of `n` images would be cut that must not be"
+        if getattr(model, 'batchwise', False) and micro is not None and micro<n: raise ValueError(
+            f'micro={micro} with {n} images: {type(model).__name__} contrasts the whole batch, in pieces its loss would be another one; '
+            f'leave micro out, or {_REMEDY}')
 
     def autocast(self):
         "The context of forward pass and loss"
@@ -159,30 +180,47 @@ def _backward(self:PretrainLearner):
     with self.clock: (self.loss_grad if self.scaler is None else self.scaler.scale(self.loss_grad)).backward()
 
 @patch
+def _piece(self:PretrainLearner, share, total):
+    "Predictions and loss of the piece in `xb` and `yb`, which is `share` of its batch, whose loss has the weight `total`"
+    with self.autocast():
+        with self.clock: self.pred = self.model(*self.xb)
+        self('after_pred')
+        with self.clock: self.loss_grad = self.loss_func(self.pred, *self.yb)*total*share
+    self.loss = self.loss_grad.detach()/share
+    self('after_loss')
+
+@patch
 def _micro_batches(self:PretrainLearner, xb, yb, n):
-    "Forward and backward of a batch, piece by piece; leaves its mean loss in `loss`, by scale in `parts`"
-    m,loss,parts = min(self.micro or n, n),0.,0.
+    "A batch piece by piece, in training with its backward pass; leaves its mean loss in `loss`, by scale in `parts`"
+    m,total = self._piece_size(n),self.share if self.training else 1.
+    loss,parts,preds = 0.,0.,[]
     for i in range(0, n, m):
         self.xb,self.yb = rows_of((xb, yb), slice(i, i+m))
         share = len(self.yb[0])/n
-        with self.autocast():
-            with self.clock: self.pred = self.model(*self.xb)
-            self('after_pred')
-            with self.clock: self.loss_grad = self.loss_func(self.pred, *self.yb)*self.share*share
-        self.loss = self.loss_grad.detach()/share
-        self('after_loss')
-        loss,parts = loss+self.loss*share,parts+self._parts()*(share*self.share)
+        self._piece(share, total)
+        loss,parts = loss+self.loss*share,parts+self._parts()*(share*total)
+        if not self.training: preds.append(self.pred); continue
         with self._sync(i+m>=n): self._with_events(self._backward, 'backward', CancelBackwardException)
+    if preds: self.pred = join_rows(preds)
     self.loss,self.parts = loss.float(),parts
 
 # %% ../../nbs/train/62_learner.ipynb #9e5bd0fc
 @patch
+def _piece_size(self:PretrainLearner, n):
+    "How many of `n` images are computed at once; raises `ValueError` where a batch must not be cut"
+    if self.training: self._refuse_pieces(self.micro, n, self.bare)
+    return n if getattr(self.bare, 'batchwise', False) else min(self.micro or n, n)
+
+@patch
 def _halve(self:PretrainLearner, n):
-    "Smaller pieces after CUDA ran out of memory; raises when one image is too many"
-    m = min(self.micro or n, n)
+    "Smaller pieces after CUDA ran out of memory; raises when one image is too many, or the batch must stay whole"
+    m = self._piece_size(n)
+    if getattr(self.bare, 'batchwise', False): raise torch.cuda.OutOfMemoryError(f'{n} images do not fit into CUDA memory, and '
+        f'{type(self.bare).__name__} contrasts the whole batch, which cannot be computed in pieces: {_REMEDY}')
     if m==1: raise torch.cuda.OutOfMemoryError('one image alone does not fit into CUDA memory; use a smaller model or smaller images')
     self.micro = -(-m//2)
-    self.opt.zero_grad(); torch.cuda.empty_cache()
+    if self.training: self.opt.zero_grad()
+    torch.cuda.empty_cache()
     warnings.warn(f'out of CUDA memory with {m} images at once: going on with {self.micro}, {-(-n//self.micro)} times a step; '
                   f'the batch stays {n}')
 
@@ -211,10 +249,7 @@ def _step(self:PretrainLearner):
 
 @patch
 def _do_one_batch(self:PretrainLearner):
-    if not self.training:
-        with self.autocast(): super(PretrainLearner, self)._do_one_batch()
-        self.parts = self._parts()
-        return
+    if not self.training: self._accumulate(); return
     self.skipped,self.n_images = False,len(self.yb[0])
     self._accumulate()
     self.grad_norm = self._norm()
@@ -302,7 +337,7 @@ def _stateful(learn):
 def loop_state(self:PretrainLearner)->dict: # Plain values and tensors, without weights and optimiser
     "Position, counters, random states, loaders and callbacks: the small part of the state of a run"
     rec = getattr(self, 'recorder', None)
-    return dict(at=tuple(self.at), train_iter=self.train_iter, pct_train=self.pct_train, lr_scale=self.lr_scale, micro=self.micro,
+    return dict(at=tuple(self.at), train_iter=self.train_iter, pct_train=self.pct_train, lr_scale=self.lr_scale, micro=self.micro, asked=self.asked,
                 rng=rng_state(), began=self.began, loaders=[loader_state(dl) for dl in self.dls.loaders],
                 recorder=_recorder_state(rec) if rec else None, callbacks={k: cb.state_dict() for k,cb in _stateful(self).items()})
 
@@ -322,7 +357,8 @@ def load_run_state(self:PretrainLearner,
     "Put everything back in place"
     self.bare.load_state_dict(state['model']); self.opt.load_state_dict(state['opt']); self.opt.zero_grad()
     if self.scaler is not None and state['scaler']: self.scaler.load_state_dict(state['scaler'])
-    self.train_iter,self.pct_train,self.lr_scale,self.micro = (state[k] for k in ('train_iter','pct_train','lr_scale','micro'))
+    self.train_iter,self.pct_train,self.lr_scale = (state[k] for k in ('train_iter','pct_train','lr_scale'))
+    if state['asked']==self.asked: self.micro = state['micro']
     for dl,s in zip(self.dls.loaders, state['loaders']): set_loader_state(dl, s)
     if state['recorder'] and getattr(self, 'recorder', None): _load_recorder(self.recorder, state['recorder'])
     for k,cb in _stateful(self).items():
