@@ -199,6 +199,11 @@ def disk_bytes(
 # %% ../../nbs/study/75_plan.ipynb #1ef594e5
 GPU_CLASSES = {'H100 80 GB': (989, 80), 'A100 80 GB': (312, 80), 'RTX 4090 24 GB': (165, 24), 'V100 32 GB': (125, 32), 'T4 16 GB': (65, 16)}
 
+class _Call(nn.Module):
+    "A model that gets the parts of its one argument"
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, xs): return self.model(*xs)
+
 def step_counts(
     plan:StudyPlan, # What is to be run
     method:str,     # One of its methods
@@ -215,7 +220,7 @@ def step_counts(
     if r is None: return cost
     m = METHODS[r.method]
     x,y = m.feed(r, model, 0., 1.)(low, high, torch.Generator().manual_seed(0))
-    c = count_step(model.train(), m.loss(r, model), x[0] if len(x)==1 else x, y[0])
+    c = count_step(_Call(model.train()), m.loss(r, model), x, y[0])
     return cost | dict(train=c.flops/2, bytes=c.bytes/2, parameters=c.parameters)
 
 # %% ../../nbs/study/75_plan.ipynb #7131b54d
