@@ -288,7 +288,13 @@ def trained_probe(
     classes, parts = probe_split(feats, table, label, multi); tr, va, te = (parts[s] for s in ('train', 'valid', 'test'))
     model = _seeded(lambda: LinearProbe(feats.shape[1], len(classes)), seed)
     valid, predict = _fit_best(model, tr, va, epochs, lr, bs, seed, tr.y.ndim == 2)
-    return _result(label, classes, te, predict(te.x), valid=valid, seed=seed)
+    return _result(label, classes, te, predict(te.x), valid=valid, seed=seed, fit=None if tr.y.ndim == 2 else _norm_fit(model))
+
+def _norm_fit(model):
+    "The coefficients of a `LinearProbe` in eval mode"
+    norm, *head = model.norm, model.head.weight, model.head.bias
+    parts = norm.running_mean, (norm.running_var+norm.eps).sqrt(), *head
+    return LinearFit(*(p.detach().double().numpy() for p in parts))
 
 # %% ../../nbs/evaluate/42_probe.ipynb #c308c56b
 class AttentiveProbe(nn.Module):
