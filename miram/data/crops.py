@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['square_box', 'cut', 'stretch', 'level_crop', 'breast_mask', 'breast_side', 'CropCache', 'crops_hash', 'build_crops',
-           'show_crops', 'build_tiles', 'film_table', 'pretrain_crops']
+           'show_crops', 'build_tiles', 'film_table', 'build_pretrain_crops']
 
 # %% ../../nbs/data/37_crops.ipynb #8a099dcc
 import hashlib, json, os, re, shutil, threading, uuid, warnings, zipfile, zlib
@@ -626,7 +626,7 @@ def _jobs_of(df, images, context):
     return [(safe_path(images, p), whole(p, g) if g.w.isna().all() else boxes(g)) for p,g in use.groupby('image', sort=False)]
 
 # %% ../../nbs/data/37_crops.ipynb #baaf4712
-def pretrain_crops(
+def build_pretrain_crops(
     images:str|Path,              # Folder of films
     out:str|Path,                 # Folder of the cache, made if need be
     lesions=None,                 # Lesion table, or the csv of one, with boxes for some rows; the films of the folder by default
