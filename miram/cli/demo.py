@@ -68,7 +68,7 @@ def study_costs(
     "Parameters, step time and activation memory of every trained method, measured side by side"
     r,names = study.recipe,sorted((m for m in study.finished() if m not in UNTRAINED), key=lambda m: m!='mae')
     if not names: return pd.DataFrame(index=pd.Index([], name='method'))
-    dls = pretrain_dls(cache, size=r.img_size, bs=min(r.bs, 32, len(cache)), seed=0)
+    dls = pretrain_dls(cache, img_size=r.img_size, batch_size=min(r.bs, 32, len(cache)), seed=0)
     low,high = (o.as_subclass(torch.Tensor) for o in next(iter(dls.train)))
     models = {m: build_model(r, m) for m in names}
     second = {m: None if isinstance(v, MoCo) else decoder_cost(v, low).bytes.get(2) for m,v in models.items()}
@@ -94,7 +94,7 @@ def demo_figures(
     h = study.history()
     for k,g in h[h.seed==r.seeds[0]].groupby(h.method.where(h.method=='moco', '')):
         figs['losses'+'-moco'*(k=='moco')] = plot_losses(g, title=f'loss on training (solid) and validation patients (dashed) {k}')
-    low,high = next(iter(pretrain_dls(cache, size=r.img_size, bs=4).valid))
+    low,high = next(iter(pretrain_dls(cache, img_size=r.img_size, batch_size=4).valid))
     for m in [m for m in names if m!='moco']:
         figs[f'reconstruction-{m}'] = plot_reconstruction(study.model(m, r.seeds[0]), low.as_subclass(torch.Tensor),
                                                           high.as_subclass(torch.Tensor), n=4,
@@ -190,7 +190,7 @@ def demo_job(
     _say(1, f'lesions: {lesions or f"a phantom of {patients} patients"}')
     table,root = demo_table(lesions, images, out, patients, data_seed, recipe.label if lesions else 'pathology', executor)
     _say(2, f'crops of {len(table)} lesions, {2*recipe.img_size}×{2*recipe.img_size} pixels')
-    cache = build_crops(table, root, out/'crops', size=2*recipe.img_size, context=context, level=True)
+    cache = build_crops(table, root, out/'crops', crop_size=2*recipe.img_size, context=context, level=True)
     counts = split_counts(with_label(cache.table, recipe.label), recipe.label)
     print(counts.to_string(), flush=True)
     _say(3, f'pretraining and probing {len(recipe.methods)} encoders from {len(recipe.seeds)} seed{"s"*(len(recipe.seeds)>1)}')
@@ -476,7 +476,7 @@ def pretrain_crops(
         first = PartialState(cpu=not torch.cuda.is_available()).main_process_first()
     with first:
         table,root = demo_table(lesions, images, out, patients, data_seed, label)
-        return build_crops(table, root, out/'crops', size=2*recipe.img_size, context=context)
+        return build_crops(table, root, out/'crops', crop_size=2*recipe.img_size, context=context)
 
 # %% ../../nbs/cli/80_demo.ipynb #bcc6d776
 def run_command(
@@ -654,7 +654,7 @@ def study_job(
     print(f'What the pretraining of {len(recipe.methods)} methods from {len(recipe.seeds)} seeds needs, at 30 % of the stated rate:\n'
           f'{methods.round(2).to_string()}\n{gpus.round(2).to_string()}', flush=True)
     if dry: return
-    cache = build_crops(table, root, out/'crops', size=2*recipe.img_size, context=context, level=True)
+    cache = build_crops(table, root, out/'crops', crop_size=2*recipe.img_size, context=context, level=True)
     with ExitStack() as stack:
         run_study(recipe, cache, out, executor=study_executor(stack, workers, dask))
     small = recipe.arch in ('vit_demo','vit_tiny')
@@ -775,8 +775,8 @@ def prediction_maps(
     c = int(p.probs.argmax())
     occ = occlusion_map(lambda v: clf.probs(v)[:,c], p.x, clf.encoder.patch_size)
     s,(w,h) = clf.crop,p.box[2:]
-    k = s['size']/(max(w,h)*s['context'])
-    box = ((s['size']-w*k)/2, (s['size']-h*k)/2, w*k, h*k)
+    k = s['crop_size']/(max(w,h)*s['context'])
+    box = ((s['crop_size']-w*k)/2, (s['crop_size']-h*k)/2, w*k, h*k)
     att = lesion_attention(clf.encoder, p.x, pool=clf.pool)[0]
     return plot_maps(torch.from_numpy(p.crop/65535.)[None], att, occ, clf.classes[c], title, box)
 

@@ -157,7 +157,7 @@ def _train(recipe, cache, method, seed, progress=True):
     "The trained model, its history and what the training cost"
     model = build_model(recipe, method, seed)
     if method in UNTRAINED: return model,None,dict(steps=0, step_ms=None, peak_mib=None)
-    dls = pretrain_dls(cache, size=recipe.img_size, bs=recipe.bs, seed=seed, scale=recipe.crop_scale, vflip=recipe.vflip)
+    dls = pretrain_dls(cache, img_size=recipe.img_size, batch_size=recipe.bs, seed=seed, scale=recipe.crop_scale, vflip=recipe.vflip)
     keep = [KeepBest()] if recipe.checkpoint=='best' else []
     more = {k: v for k,v in dict(precision=recipe.precision, micro=recipe.micro).items() if v not in ('fp32',None)}
     learn = pretrain_learner(dls, model, lr=recipe.lr, wd=recipe.wd, seed=seed, **more,
@@ -355,9 +355,9 @@ def run_study(
     Raises `LeakError` naming patients on two sides, `DataError` for a folder of another study or when every cell failed."""
     assert_disjoint(cache.table)
     grid_size(recipe.img_size, recipe.patch_size)
-    if cache.size!=2*recipe.img_size:
-        raise DataError(f'{cache.path}: crops of {cache.size} pixels, the recipe needs {2*recipe.img_size}, twice its img_size; '
-                        f'build them with size={2*recipe.img_size}')
+    if cache.crop_size!=2*recipe.img_size:
+        raise DataError(f'{cache.path}: crops of {cache.crop_size} pixels, the recipe needs {2*recipe.img_size}, twice its img_size; '
+                        f'build them with crop_size={2*recipe.img_size}')
     _check_names(recipe, cache)
     _check_folder(recipe, cache, out)
     with replacing(Path(out)/'manifest.json') as f: f.write_text(json.dumps(study_manifest(recipe, cache), indent=1))

@@ -38,7 +38,7 @@ def recipe_dls(
     r = recipe
     aug = dict(scale=r.crop_scale, hflip=r.hflip, vflip=r.vflip, mode=r.interp)
     if r.model=='moco': aug = dict(scale=(1.,1.), ratio=(1.,1.), hflip=0.)
-    return pretrain_dls(cache, size=r.img_size, bs=r.batch, seed=r.seed, workers=workers, device=device, **aug)
+    return pretrain_dls(cache, img_size=r.img_size, batch_size=r.batch, seed=r.seed, workers=workers, device=device, **aug)
 
 def recipe_learner(
     recipe:PretrainRecipe, # What to do
