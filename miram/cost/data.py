@@ -59,7 +59,7 @@ def plain_loop(
     df:pd.DataFrame,       # Lesion table
     images:str|Path,       # Folder of its images
     out:str|Path,          # npy file
-    size:int=448,          # Side of the crops in pixels
+    crop_size:int=448,     # Side of the crops in pixels
     window:tuple|None=None,# Percentiles of the film that span the range
 )->None:
     "Crops of uncompressed or compressed films without intensity tags, one after the other"
@@ -67,7 +67,7 @@ def plain_loop(
     for r in df.itertuples():
         px = dcmread(Path(images)/r.image).pixel_array
         if window: px = stretch(px, window)
-        crops.append(cut(px, *square_box(r.x, r.y, r.w, r.h), size))
+        crops.append(cut(px, *square_box(r.x, r.y, r.w, r.h), crop_size))
     np.save(out, np.array(crops))
 
 # %% ../../nbs/cost/72_data.ipynb #a87d27f9
@@ -99,7 +99,7 @@ def apart(
 def build_cost(
     folder:str|Path,        # Folder of images
     df:pd.DataFrame,        # Lesion table
-    size:int=448,           # Side of the crops in pixels
+    crop_size:int=448,      # Side of the crops in pixels
     workers:int=2,          # Processes of the build
     rounds:int=3,           # How often both are measured
     window:tuple|None=None, # Percentiles of the film that span the range
@@ -107,8 +107,8 @@ def build_cost(
     "Measure the obvious loop and `build_crops` side by side"
     secs, mem = dict(loop=[], build=[]), dict(loop=[], build=[])
     with tempfile.TemporaryDirectory() as tmp:
-        run = dict(loop=lambda i: apart(plain_loop, df, folder, f'{tmp}/{i}.npy', size, window),
-                   build=lambda i: apart(build_crops, df, folder, f'{tmp}/{i}', size, workers=workers, progress=False, window=window))
+        run = dict(loop=lambda i: apart(plain_loop, df, folder, f'{tmp}/{i}.npy', crop_size, window),
+                   build=lambda i: apart(build_crops, df, folder, f'{tmp}/{i}', crop_size, workers=workers, progress=False, window=window))
         for i in range(rounds):
             for k in ['loop', 'build'][::-1 if i % 2 else 1]:
                 s, m = run[k](i)
@@ -120,29 +120,30 @@ def build_cost(
 def noise_cache(
     folder:str|Path, # Where to write
     n:int=1000,      # Crops
-    size:int=448,    # Their side in pixels
+    crop_size:int=448, # Their side in pixels
     seed:int=0,      # Seed of the noise
 )->CropCache:        # The cache, fifteen rows in sixteen in training
     "A crop cache full of noise"
     folder, rng = Path(folder), np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    mm = np.lib.format.open_memmap(folder/'crops.npy', 'w+', '<u2', (n, size, size))
-    for i in range(n): mm[i] = rng.integers(0, 65536, (size, size), dtype=np.uint16)
+    mm = np.lib.format.open_memmap(folder/'crops.npy', 'w+', '<u2', (n, crop_size, crop_size))
+    for i in range(n): mm[i] = rng.integers(0, 65536, (crop_size, crop_size), dtype=np.uint16)
     mm.flush()
-    lesion_table(pd.DataFrame(dict(image=[f'{i}.png' for i in range(n)], patient_id=[f'P{i}' for i in range(n)], x=0, y=0, w=size, h=size,
+    lesion_table(pd.DataFrame(dict(image=[f'{i}.png' for i in range(n)], patient_id=[f'P{i}' for i in range(n)], x=0, y=0,
+                                   w=crop_size, h=crop_size,
                                    split=['valid' if i % 16 == 15 else 'train' for i in range(n)]))).to_csv(folder/'table.csv', index=False)
-    (folder/'manifest.json').write_text(json.dumps(dict(n=n, mean=.5, std=.289, rejects=[], settings=dict(size=size))))
+    (folder/'manifest.json').write_text(json.dumps(dict(n=n, mean=.5, std=.289, rejects=[], settings=dict(crop_size=crop_size))))
     return CropCache(folder)
 
 # %% ../../nbs/cost/72_data.ipynb #4f7c4724
 def epoch_rate(
     cache:CropCache,  # Crops
-    bs:int=64,        # Batch size
+    batch_size:int=64, # Batch size
     epochs:int=3,     # Epochs that count, after one that does not
     **kwargs,         # Options of `pretrain_dls`
 )->float:             # Crops a second, the median over the epochs
     "How fast the training loader hands out both scales"
-    dl, secs = pretrain_dls(cache, bs=bs, device='cpu', **kwargs).train, []
+    dl, secs = pretrain_dls(cache, batch_size=batch_size, device='cpu', **kwargs).train, []
     for _ in range(epochs + 1):
         start = time.perf_counter()
         n = sum(len(low) for low,_ in dl)
@@ -171,13 +172,13 @@ def share(self:WaitTimer): # From 0 to 1
 def wait_share(
     cache:CropCache,      # Crops
     arch:str='vit_tiny',  # Encoder of the MIRAM that is trained
-    bs:int=16,            # Batch size
+    batch_size:int=16,    # Batch size
     epochs:int=1,         # Epochs
     **kwargs,             # Options of `create_miram`
 )->tuple:                 # Share of the time that is spent waiting, from 0 to 1, and seconds of a step
     "How much of pretraining, with augmentation, is spent waiting for data, on the CPU"
     timer = WaitTimer()
-    model = create_miram(arch, img_size=cache.size//2, **kwargs)
-    learn = pretrain_learner(pretrain_dls(cache, bs=bs, device='cpu'), model, cbs=[timer])
+    model = create_miram(arch, img_size=cache.crop_size//2, **kwargs)
+    learn = pretrain_learner(pretrain_dls(cache, batch_size=batch_size, device='cpu'), model, cbs=[timer])
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     return timer.share, float(np.mean(timer.steps[2:]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['square_box', 'cut', 'stretch', 'level_crop', 'breast_mask', 'breast_side', 'CropCache', 'crops_hash', 'build_crops',
-           'show_crops', 'build_tiles', 'film_table', 'pretrain_crops']
+           'show_crops', 'build_tiles', 'film_table', 'build_pretrain_crops']
 
 # %% ../../nbs/data/37_crops.ipynb #8a099dcc
 import hashlib, json, os, re, shutil, threading, uuid, warnings, zipfile, zlib
@@ -136,7 +136,7 @@ def _open(path, window):
     return _Seen(px, partial(_spread, lo=lo, hi=hi))
 
 # %% ../../nbs/data/37_crops.ipynb #2b49f301
-def _cut_image(path, job, size, window, side, level=False):
+def _cut_image(path, job, crop_size, window, side, level=False):
     "For each `(row, square, delivered)` of the job on an image a record with its crop, or with the reason why there is none"
     try:
         px = _open(path, window)
@@ -145,7 +145,7 @@ def _cut_image(path, job, size, window, side, level=False):
     res = []
     for i,sq,delivered in job:
         flip = turn and not delivered
-        try: crop = cut(px, *sq, size)[:,::-1 if flip else 1]
+        try: crop = cut(px, *sq, crop_size)[:,::-1 if flip else 1]
         except DataError as e:
             res.append(dict(row=i, reason=str(e) if str(path) in str(e) else f'{path}: {e}; correct x, y, w, h'))
             continue
@@ -193,7 +193,7 @@ class CropCache:
         if not len(self.table) == len(self.crops) == self.manifest.get('n'):
             raise DataError(f"{path}: {len(self.table)} rows, {len(self.crops)} crops, {self.manifest.get('n')} in the manifest; "
                             'delete the folder and build it again')
-    size = property(lambda self: self.crops.shape[1], doc='Side of the crops in pixels')
+    crop_size = property(lambda self: self.crops.shape[1], doc='Side of the crops in pixels')
     mean = property(lambda self: self.manifest['mean'], doc='Mean pixel of the training crops, on the scale 0 to 1')
     std = property(lambda self: self.manifest['std'], doc='Standard deviation of these pixels')
     hash = cached_property(lambda self: _identity([file_hash(self.path/f) for f in ('crops.npy', 'table.csv')], self))
@@ -202,7 +202,9 @@ class CropCache:
         "Lesions without a crop, with their reasons"
         return pd.DataFrame(self.manifest['rejects'], columns=['lesion_id', 'image', 'reason'])
     def __len__(self): return len(self.table)
-    def __repr__(self): return f'CropCache({str(self.path)!r}): {len(self)} crops of {self.size}×{self.size}, {len(self.rejects)} rejected'
+    def __repr__(self):
+        s = self.crop_size
+        return f'CropCache({str(self.path)!r}): {len(self)} crops of {s}×{s}, {len(self.rejects)} rejected'
     def __reduce__(self): return CropCache, (self.path,)
 
 # %% ../../nbs/data/37_crops.ipynb #19e15e81
@@ -228,7 +230,7 @@ def _read_shard(file):
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error): return None
 
 # %% ../../nbs/data/37_crops.ipynb #39940daa
-def _make_shard(file, jobs, work, size, run=None):
+def _make_shard(file, jobs, work, crop_size, run=None):
     "Do the work of one shard, unless it is done; `run` tells builds apart for executors that remember results"
     file = Path(file)
     if file.exists() and _read_shard(file): return
@@ -237,7 +239,8 @@ def _make_shard(file, jobs, work, size, run=None):
         done = [r for path,job in jobs for r in work(path, job)]
     crops = [r.pop('crop') for r in done if 'crop' in r]
     sums = [(float(v.sum()), float((v*v).sum())) for v in (c/65535. for c in crops)]
-    _write_shard(file, np.array(crops, '<u2').reshape(-1, size, size), dict(done=done, sums=sums, notes=[str(w.message) for w in said]))
+    crops = np.array(crops, '<u2').reshape(-1, crop_size, crop_size)
+    _write_shard(file, crops, dict(done=done, sums=sums, notes=[str(w.message) for w in said]))
 
 # %% ../../nbs/data/37_crops.ipynb #eea1276c
 @contextmanager
@@ -254,26 +257,26 @@ def _pool(workers, n, executor):
 # %% ../../nbs/data/37_crops.ipynb #d6e015c5
 _per_shard = 8
 
-def _make_shards(part, jobs, work, size, workers, executor, progress, per):
+def _make_shards(part, jobs, work, crop_size, workers, executor, progress, per):
     "Have all shards made that are not there; their files in order"
     groups = [jobs[i:i+per] for i in range(0, len(jobs), per)]
     files = [part/f'{i:06d}.npz' for i in range(len(groups))]
     todo = [i for i,f in enumerate(files) if not f.exists()]
-    make = partial(_make_shard, work=work, size=size, run=uuid.uuid4().hex)
+    make = partial(_make_shard, work=work, crop_size=crop_size, run=uuid.uuid4().hex)
     with tqdm(total=len(jobs), desc='crops', unit='image', disable=not progress) as bar, _pool(workers, len(todo), executor) as run:
         bar.update(sum(map(len, groups)) - sum(len(groups[i]) for i in todo))
         for i,_ in zip(todo, run(make, [files[i] for i in todo], [groups[i] for i in todo])): bar.update(len(groups[i]))
     return files
 
 # %% ../../nbs/data/37_crops.ipynb #92d3f45a
-def _header(n, size): return dict(descr='<u2', fortran_order=False, shape=(n, size, size))
+def _header(n, crop_size): return dict(descr='<u2', fortran_order=False, shape=(n, crop_size, crop_size))
 
 # %% ../../nbs/data/37_crops.ipynb #f15d9640
-def _join(files, npy, size):
+def _join(files, npy, crop_size):
     "String the crops of the shards together in `npy`; what became of the rows, the sums of each crop, the notes"
     done, sums, notes, n = [], [], [], 0
     with open(npy, 'wb') as f:
-        np.lib.format.write_array_header_1_0(f, _header(0, size))
+        np.lib.format.write_array_header_1_0(f, _header(0, crop_size))
         start = f.tell()
         for file in files:
             if (got := _read_shard(file)) is None:
@@ -282,7 +285,7 @@ def _join(files, npy, size):
             f.write(got[0].data)
             n, done, sums, notes = n + len(got[0]), done + got[1]['done'], sums + got[1]['sums'], notes + got[1]['notes']
         f.seek(0)
-        np.lib.format.write_array_header_1_0(f, _header(n, size))
+        np.lib.format.write_array_header_1_0(f, _header(n, crop_size))
         assert f.tell() == start, 'the header of the npy file has outgrown its room'
     return done, np.array(sums).reshape(-1, 2), notes
 
@@ -300,11 +303,11 @@ def _rows_of(df, done):
 def _finish(new, df, files, origin):
     "Write array, table and manifest into the folder `new`; the rejects"
     new.mkdir(exist_ok=True)
-    size = origin['settings']['size']
-    done, sums, notes = _join(files, new/'crops.npy', size)
+    crop_size = origin['settings']['crop_size']
+    done, sums, notes = _join(files, new/'crops.npy', crop_size)
     table, rejects = _rows_of(df, done)
     counted = (table.split == 'train').to_numpy() if (table.split == 'train').any() else np.ones(len(table), bool)
-    n, (s1, s2) = max(counted.sum(), 1)*size*size, sums[counted].sum(0)
+    n, (s1, s2) = max(counted.sum(), 1)*crop_size*crop_size, sums[counted].sum(0)
     mean = s1/n
     stats = dict(n=len(table), mean=mean, std=max(s2/n - mean**2, 0)**.5)
     if notes: warnings.warn(f"{len(notes)} remarks about the images (first: {notes[0]}); all are listed in the manifest")
@@ -380,11 +383,11 @@ def _staged(out, origin):
         raise DataError(f'{out}: a process died, perhaps for want of memory; run again with fewer workers, what is finished is kept') from e
 
 # %% ../../nbs/data/37_crops.ipynb #a9f04b75
-def _check_target(out, size, context, window, side):
+def _check_target(out, crop_size, context, window, side):
     "Raise when a setting is unusable or `out` holds something that is no cache"
-    if size < 2 or size % 2:
-        raise DataError(f'size {size} is not an even number of pixels; the low-resolution image has half as many, '
-                        f'so use {max(size//2*2, 2)} or {max(size//2*2 + 2, 4)}')
+    if crop_size < 2 or crop_size % 2:
+        raise DataError(f'crop_size {crop_size} is not an even number of pixels; the low-resolution image has half as many, '
+                        f'so use {max(crop_size//2*2, 2)} or {max(crop_size//2*2 + 2, 4)}')
     if context <= 0: raise DataError(f'context {context} is not positive; 1 cuts the box itself, 1.5 half as much more')
     if side not in (None, 'LEFT', 'RIGHT'): raise DataError(f"side {side!r} is not known; use 'LEFT', 'RIGHT' or None")
     if window not in (None, 'voi') and not (not isinstance(window, str) and len(window) == 2 and 0 <= window[0] < window[1] <= 100):
@@ -410,20 +413,20 @@ def _judge(rejects, n, strict, what='lesions'):
     if strict: raise DataError(msg)
     warnings.warn(msg + '; all are listed in .rejects of the cache')
 
-def _check_room(out, n, size):
+def _check_room(out, n, crop_size):
     "Raise when `n` crops do not fit the disk twice"
     have = next(p for p in [out.parent, *out.absolute().parents] if p.is_dir())
-    need, free = 4*n*size*size, shutil.disk_usage(have).free
+    need, free = 4*n*crop_size*crop_size, shutil.disk_usage(have).free
     if need > free:
-        raise DataError(f'{out}: {n} crops of {size}×{size} need {need/1e6:.0f} MB while they are built, {free/1e6:.0f} MB are free; '
-                        'make room or choose another disk')
+        raise DataError(f'{out}: {n} crops of {crop_size}×{crop_size} need {need/1e6:.0f} MB while they are built, '
+                        f'{free/1e6:.0f} MB are free; make room or choose another disk')
 
 # %% ../../nbs/data/37_crops.ipynb #4b6db3e4
 def _build(out, df, images, origin, jobs, work, workers, executor, progress, strict, per=_per_shard, what='lesions'):
     "Make the cache of `jobs`, or find it made meanwhile by another build"
     with _staged(out, origin) as part:
         if cache := _reusable(out, origin): return cache
-        files = _make_shards(part, jobs, work, origin['settings']['size'], workers, executor, progress, per)
+        files = _make_shards(part, jobs, work, origin['settings']['crop_size'], workers, executor, progress, per)
         rejects = _finish(part/'new', df, files, origin)
         _judge(rejects, sum(len(job) for _,job in jobs), strict, what)
         _swap(part/'new', out, part/'old')
@@ -434,7 +437,7 @@ def build_crops(
     df:pd.DataFrame,              # Lesion table
     images:str|Path,              # Folder that its column `image` starts from
     out:str|Path,                 # Folder of the cache, made if need be
-    size:int=128,                 # Side of the crops in pixels, even: the resolution of the high target
+    crop_size:int=128,            # Side of the crops in pixels, even: the resolution of the high target
     context:float=1.,             # Side of the cut square in longer sides of the box
     workers:int|None=None,        # Processes; 0 for none, `None` to choose
     progress:bool=True,           # Show a progress bar?
@@ -448,19 +451,20 @@ def build_crops(
 
     Raises `DataError` for a setting that is unusable, for a folder in the way or a disk that is full, and when nothing can be cut."""
     out, images = Path(out), Path(images)
-    _check_target(out, size, context, window, side)
+    _check_target(out, crop_size, context, window, side)
     df = lesion_table(df)
-    settings = dict(size=size, context=float(context), window=window if window in (None, 'voi') else list(window), side=side, level=level)
+    window = window if window in (None, 'voi') else list(window)
+    settings = dict(crop_size=crop_size, context=float(context), window=window, side=side, level=level)
     origin = _origin(df, images, **settings)
     if cache := _reusable(out, origin): return cache
     if not images.is_dir(): raise DataError(f'{images}: no such folder; give the folder that holds the images')
     use = df[df.split != 'excluded']
     if not len(use): raise DataError(f'every lesion of the table is excluded, nothing is left to cut (first reason: {df.reason.iloc[0]})')
-    _check_room(out, len(use), size)
+    _check_room(out, len(use), crop_size)
     given = use.pixels == 'delivered' if 'pixels' in use else use.x.isna()
     jobs = [(safe_path(images, p), [(r.Index, square_box(r.x, r.y, r.w, r.h, context), bool(given[r.Index])) for r in g.itertuples()])
             for p,g in use.groupby('image', sort=False)]
-    work = partial(_cut_image, size=size, window=settings['window'], side=side, level=level)
+    work = partial(_cut_image, crop_size=crop_size, window=settings['window'], side=side, level=level)
     return _build(out, df, images, origin, jobs, work, workers, executor, progress, strict)
 
 # %% ../../nbs/data/37_crops.ipynb #f1638d87
@@ -497,7 +501,7 @@ def _share(mask, shape, x, y, tile):
 def _apart(x, y, tile, boxes): return all(x + tile <= bx or bx + w <= x or y + tile <= by or by + h <= y for bx,by,w,h in boxes)
 
 # %% ../../nbs/data/37_crops.ipynb #5de36f9a
-def _cut_tiles(path, job, size, window, side, level, tile, stride, breast, most, seed):
+def _cut_tiles(path, job, crop_size, window, side, level, tile, stride, breast, most, seed):
     "A record for each tile of a film, or one with the reason why there is none; `job` is `(row, image, boxes to avoid)`"
     (i, name, boxes), = job
     try:
@@ -510,7 +514,7 @@ def _cut_tiles(path, job, size, window, side, level, tile, stride, breast, most,
     pick = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(share))[:most]
     step = -1 if side and _side_of(mask) != side else 1
     spots = [list(share)[k] for k in sorted(pick)]
-    crops = [cut(px, *s, tile, size)[:,::step] for s in spots]
+    crops = [cut(px, *s, tile, crop_size)[:,::step] for s in spots]
     more = dict(row=i, w=float(tile), h=float(tile), **dict(flipped=step < 0) if side else {})
     return [dict(more, crop=level_crop(c) if level else c, lesion_id=f'{name}@{x},{y}', x=float(x), y=float(y), breast=share[x, y])
             for (x,y),c in zip(spots, crops)]
@@ -536,8 +540,8 @@ def build_tiles(
     df:pd.DataFrame,              # Table of films: `image` and `patient_id`, boxes if there are any
     images:str|Path,              # Folder that its column `image` starts from
     out:str|Path,                 # Folder of the cache, made if need be
-    size:int=128,                 # Side of the crops in pixels, even
-    tile:int|None=None,           # Side of a tile in pixels of the film; `size` by default
+    crop_size:int=128,            # Side of the crops in pixels, even
+    tile:int|None=None,           # Side of a tile in pixels of the film; `crop_size` by default
     stride:int|None=None,         # From one tile to the next in pixels; `tile` by default
     breast:float=.5,              # Least share of a tile that lies in the breast
     lesions:bool=True,            # May a tile touch the box of a lesion? `False` leaves background only
@@ -554,17 +558,17 @@ def build_tiles(
     """Cut tiles of whole films where the breast is, unless `out` already holds just those
 
     Raises `DataError` as `build_crops` does, and for a film that the table gives to two patients."""
-    out, images, tile = Path(out), Path(images), tile or size
-    _check_target(out, size, 1, window, side)
+    out, images, tile = Path(out), Path(images), tile or crop_size
+    _check_target(out, crop_size, 1, window, side)
     if min(tile, stride := stride or tile) < 1 or not 0 <= breast <= 1:
         raise DataError(f'tile={tile}, stride={stride}, breast={breast}: sides are positive and a share is from 0 to 1')
     df, films, boxes = _films(df)
     window = window if window in (None, 'voi') else list(window)
     how = dict(window=window, side=side, level=level, tile=tile, stride=stride, breast=breast, most=most, seed=seed)
-    origin = _origin(df, images, size=size, lesions=lesions, **how)
+    origin = _origin(df, images, crop_size=crop_size, lesions=lesions, **how)
     if cache := _reusable(out, origin): return cache
     jobs = [(safe_path(images, r.image), [(r.Index, r.image, [] if lesions else boxes.get(r.image, []))]) for r in films.itertuples()]
-    work = partial(_cut_tiles, size=size, **how)
+    work = partial(_cut_tiles, crop_size=crop_size, **how)
     return _build(out, films, images, origin, jobs, work, workers, executor, progress, strict, per=1, what='films')
 
 # %% ../../nbs/data/37_crops.ipynb #a247b5cc
@@ -626,7 +630,7 @@ def _jobs_of(df, images, context):
     return [(safe_path(images, p), whole(p, g) if g.w.isna().all() else boxes(g)) for p,g in use.groupby('image', sort=False)]
 
 # %% ../../nbs/data/37_crops.ipynb #baaf4712
-def pretrain_crops(
+def build_pretrain_crops(
     images:str|Path,              # Folder of films
     out:str|Path,                 # Folder of the cache, made if need be
     lesions=None,                 # Lesion table, or the csv of one, with boxes for some rows; the films of the folder by default
@@ -657,7 +661,7 @@ def pretrain_crops(
     df = lesion_table(lesions, boxes='some')
     if valid and 'valid' not in set(df.split): df = split_valid(df, valid, label=None, seed=seed)
     df, window = _boxes_or_films(df), window if window in (None, 'voi') else list(window)
-    both = dict(size=crop_size, window=window, side=side, level=level)
+    both = dict(crop_size=crop_size, window=window, side=side, level=level)
     tiles = dict(tile=tile, stride=tile, breast=breast, most=most, seed=seed)
     origin = _origin(df, images, context=float(context), **both, **tiles)
     if cache := _reusable(out, origin): return cache

@@ -127,15 +127,15 @@ class TwoScales(ItemTransform):
     "From crops to `(low, high)`, or to `(low, label)` when there are labels"
     order = 99
     def __init__(self,
-        size:int, # Side of the low image in pixels; the high one has twice as many
+        img_size:int, # Side of the low image in pixels; the high one has twice as many
     ):
         super().__init__()
-        self.size = size
+        self.img_size = img_size
     def encodes(self, b):
         "Resize to the high side, reduce to the low one"
         high = b[0]
-        if high.shape[-1] != 2*self.size:
-            high = F.interpolate(high, size=(2*self.size,)*2, mode='bilinear', antialias=True, align_corners=False)
+        if high.shape[-1] != 2*self.img_size:
+            high = F.interpolate(high, size=(2*self.img_size,)*2, mode='bilinear', antialias=True, align_corners=False)
         return (downsample(high, 2), *(b[1:] or (high,)))
 
 # %% ../../nbs/data/38_loaders.ipynb #aa1b0fa5
@@ -236,30 +236,30 @@ def _patients(ds):
     return set(ds.items.patient_id) if isinstance(getattr(ds, 'items', None), pd.DataFrame) else set()
 
 # %% ../../nbs/data/38_loaders.ipynb #bbee75df
-def _checked(cache, size):
+def _checked(cache, img_size):
     "Guard against leaks; the low side"
     assert_disjoint(cache.table)
-    size = size or cache.size//2
-    if size < 1 or 2*size > cache.size:
-        raise DataError(f'{cache.path}: crops of {cache.size} pixels cannot show {2*size}, twice the low side of {size}; '
-                        f'build them with size={2*size}, or use a low side of at most {cache.size//2}')
-    return size
+    img_size = img_size or cache.crop_size//2
+    if img_size < 1 or 2*img_size > cache.crop_size:
+        raise DataError(f'{cache.path}: crops of {cache.crop_size} pixels cannot show {2*img_size}, twice the low side of {img_size}; '
+                        f'build them with crop_size={2*img_size}, or use a low side of at most {cache.crop_size//2}')
+    return img_size
 
 # %% ../../nbs/data/38_loaders.ipynb #16b2b9d2
-def _loader(items, size, bs, seed, workers, device, aug=None, shuffle=None, **kwargs):
+def _loader(items, img_size, batch_size, seed, workers, device, aug=None, shuffle=None, **kwargs):
     "A loader with its batch transforms, augmented when `aug` is given"
-    tfms = [ToUnit(), Standardise(items.cache.mean, items.cache.std), TwoScales(size)]
+    tfms = [ToUnit(), Standardise(items.cache.mean, items.cache.std), TwoScales(img_size)]
     if aug is not None: tfms.insert(1, Augment(**aug))
     device = torch.device(device or default_device())
-    return CropDL(items, bs, seed, workers, after_batch=tfms, device=device, shuffle=aug is not None if shuffle is None else shuffle,
-                  pin_memory=device.type == 'cuda', **kwargs)
+    shuffle = aug is not None if shuffle is None else shuffle
+    return CropDL(items, batch_size, seed, workers, after_batch=tfms, device=device, shuffle=shuffle, pin_memory=device.type == 'cuda', **kwargs)
 
 # %% ../../nbs/data/38_loaders.ipynb #ffd5cc3c
 @delegates(Augment.__init__, but=['seed'])
 def pretrain_dls(
     cache:CropCache,            # Crops to learn from
-    size:int|None=None,         # Side of the low image in pixels; half of the cache's by default
-    bs:int=64,                  # Batch size
+    img_size:int|None=None,     # Side of the low image in pixels; half of the cache's by default
+    batch_size:int=64,          # Batch size
     seed:int=0,                 # Seed of order and augmentation
     workers:int=0,              # Processes that gather
     splits:tuple=('train',),    # Splits to train on; never the test part
@@ -270,14 +270,14 @@ def pretrain_dls(
     """Loaders of both scales, for pretraining; labels are not needed
 
     Raises `LeakError` when a patient is on two sides or `splits` names the test part, `DataError` for nothing to train on."""
-    size = _checked(cache, size)
+    img_size = _checked(cache, img_size)
     if bad := set(splits) - {'train', 'valid'}:
         raise LeakError(f"splits={tuple(splits)}: {', '.join(sorted(bad))} must stay unseen; train on 'train' and 'valid' only")
     split = cache.table.split.to_numpy()
     train, valid = (np.flatnonzero(np.isin(split, s)) for s in (list(splits), list({'valid'} - set(splits))))
     if not len(train):
         raise DataError(f"{cache.path}: no crop is in {' or '.join(splits)}; split the table before building the cache")
-    dl = lambda rows, aug, shuffle: _loader(CropItems(cache, rows), size, bs, seed, workers, device, aug, shuffle)
+    dl = lambda rows, aug, shuffle: _loader(CropItems(cache, rows), img_size, batch_size, seed, workers, device, aug, shuffle)
     both = dl(train, kwargs if augment else None, True), dl(valid, None, False)
     return DataLoaders(*both, device=torch.device(device or default_device()))
 
@@ -335,8 +335,8 @@ def lesion_dls(
     cache:CropCache,          # Labelled crops
     label:str='pathology',    # Column of the label; `'pathology4'` is made when it is missing
     multi:bool|None=None,     # May a label say several things, as `'OBSCURED-SPICULATED'` does? By default the four descriptions may
-    size:int|None=None,       # Side of the image in pixels; half of the cache's by default, as in pretraining
-    bs:int=64,                # Batch size
+    img_size:int|None=None,   # Side of the image in pixels; half of the cache's by default, as in pretraining
+    batch_size:int=64,        # Batch size
     seed:int=0,               # Seed of order and augmentation
     workers:int=0,            # Processes that gather
     device=None,              # Device of the batches; fastai's default
@@ -349,14 +349,15 @@ def lesion_dls(
     """Loaders for classification; only the first one shuffles and augments
 
     Raises `LeakError` when a patient is on two sides, `DataError` for fewer than two classes or one that is not in the training part."""
-    size = _checked(cache, size)
+    img_size = _checked(cache, img_size)
     e, split = encode_labels(cache.table, label, multi=multi, source=f'{cache.path}/table.csv'), cache.table.split.to_numpy()
     if n := int((~e.ok).sum()): warnings.warn(f'{n} of {len(e.ok)} lesions have no {label!r} and are left out')
     y = e.y.astype(np.float32) if e.multi else e.y
     aug = dict(scale=scale, ratio=ratio, vflip=vflip, degrees=degrees, **kwargs)
     parts = [np.flatnonzero((split == s) & e.ok) for s in ('train', 'valid', 'test')]
-    dl = lambda rows, aug=None, **kw: _loader(CropItems(cache, rows, y[rows], e.names), size, bs, seed, workers, device, aug, **kw)
-    single = len(parts[0]) > bs and len(parts[0]) % bs == 1
+    items = lambda rows: CropItems(cache, rows, y[rows], e.names)
+    dl = lambda rows, aug=None, **kw: _loader(items(rows), img_size, batch_size, seed, workers, device, aug, **kw)
+    single = len(parts[0]) > batch_size and len(parts[0]) % batch_size == 1
     return DataLoaders(dl(parts[0], aug, drop_last=single), *map(dl, parts[1:]), device=torch.device(device or default_device()))
 
 # %% ../../nbs/data/38_loaders.ipynb #24017ee7
@@ -375,15 +376,15 @@ class CropOfRow(Transform):
 @delegates(Augment.__init__, but=['seed'])
 def LesionBlock(
     cache:CropCache,      # The cache whose table the `DataBlock` is given
-    size:int|None=None,   # Side of the low image in pixels; half of the cache's by default
+    img_size:int|None=None, # Side of the low image in pixels; half of the cache's by default
     **kwargs,             # Options of `Augment`
 )->TransformBlock:        # To stand first among the blocks
     """A block of crops at two scales, for `DataBlock`
 
     Raises `LeakError` when a patient is on two sides of the table's split."""
-    size, aug = _checked(cache, size), Augment(**kwargs)
+    img_size, aug = _checked(cache, img_size), Augment(**kwargs)
     aug.split_idx = 0
-    tfms = [ToUnit(), aug, Standardise(cache.mean, cache.std), TwoScales(size)]
+    tfms = [ToUnit(), aug, Standardise(cache.mean, cache.std), TwoScales(img_size)]
     return TransformBlock(type_tfms=CropOfRow(cache), batch_tfms=tfms, dl_type=CropDL)
 
 # %% ../../nbs/data/38_loaders.ipynb #6b998379

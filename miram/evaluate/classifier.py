@@ -78,7 +78,7 @@ class SavedClassifier:
     label:str          # What is predicted
     classes:list       # Class names, in the order of the probabilities
     pixels:dict        # `mean` and `std` of the training pixels, on the scale 0 to 1
-    crop:dict          # `size`, `context`, `window`, `side` and `level` as for `build_crops`, and `input`, to how many pixels it is reduced
+    crop:dict          # `crop_size`, `context`, `window`, `side` and `level` as for `build_crops`; `input`, to what it is reduced
     pool:str='avg'     # How tokens become features, 'avg' or 'cls'
     calibration:dict=field(default_factory=lambda: dict(method='none')) # See `calibrated`
     provenance:dict=field(default_factory=dict) # Where it comes from and how good it was: JSON values
@@ -93,14 +93,14 @@ def _check_fit(result, parts):
     off = abs(softmax(result.fit.scores(te.x), axis=1)-result.probs).max()
     if off>1e-3: raise ValueError(f'encoder, crops and probe do not belong together: test probabilities differ by up to {off:.2g}')
 
-def _crop_settings(cache, size):
+def _crop_settings(cache, img_size):
     "How the crops of `cache` were cut and reduced; raises `ValueError` for settings that `SavedClassifier.predict` cannot repeat"
     s = cache.manifest['settings']
-    more = sorted(set(s)-{'size','context','window','side','level'})+['window voi']*(s['window']=='voi')
+    more = sorted(set(s)-{'img_size','context','window','side','level'})+['window voi']*(s['window']=='voi')
     if more:
         raise ValueError(f'these crops were made with {", ".join(more)}, which a classifier cannot repeat on a new image')
-    return dict(size=cache.size, context=s['context'], window=s['window'], side=s.get('side'), level=bool(s.get('level', False)),
-                input=size)
+    return dict(crop_size=cache.crop_size, context=s['context'], window=s['window'], side=s.get('side'), level=bool(s.get('level', False)),
+                input=img_size)
 
 def _calibration(method, y, z, patients):
     "The calibration of scores `z`, and how likely it makes the labels"
@@ -122,18 +122,18 @@ def make_classifier(
     cache:CropCache,        # The crops it was probed on
     result:ProbeResult,     # From `linear_probe` on its features
     calibration:str='temperature', # Or 'isotonic', for hundreds of validation lesions, or 'none'
-    size:int|None=None,     # Side of the encoder's images in pixels; half of the crops' by default
+    img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
     pool:str='avg',         # As for `cached_features`
     feats:np.ndarray|None=None, # Features of the cache, if at hand
     n_boot:int=500,         # Resamples of the intervals that are kept with it
     **provenance            # Whatever else should be known: method, seed, epochs, …; JSON values
 )->SavedClassifier:
     "A classifier for new lesions from a probe; raises `ValueError` when encoder, crops and probe do not belong together"
-    size = size or cache.size//2
-    if feats is None: feats = cached_features(encoder, cache, size, pool=pool)
+    img_size = img_size or cache.crop_size//2
+    if feats is None: feats = cached_features(encoder, cache, img_size, pool=pool)
     classes,parts = probe_split(feats, with_label(cache.table, result.label), result.label)
     _check_fit(result, parts)
-    va,crop = parts['valid'],_crop_settings(cache, size)
+    va,crop = parts['valid'],_crop_settings(cache, img_size)
     how = _calibration(calibration, va.y, result.fit.scores(va.x), va.rows.patient_id)
     calibrated(result.fit.scores(va.x), how)
     tr,pixels = parts['train'],dict(mean=cache.mean, std=cache.std)
@@ -201,10 +201,10 @@ def predict(self:SavedClassifier,
     px = image if isinstance(image, np.ndarray) else read_pixels(image)
     box,c = check_box(box, px.shape, 'the image' if px is image else str(image)),self.crop
     if c['window']: px = stretch(px, c['window'])
-    crop = cut(px, *square_box(*box, c['context']), c['size'])
+    crop = cut(px, *square_box(*box, c['context']), c['crop_size'])
     if c['side'] and breast_side(px)!=c['side']: crop = np.ascontiguousarray(crop[:,::-1])
     if c['level']: crop = level_crop(crop)
-    x = low_batch(SimpleNamespace(crops=crop[None], size=c['size'], **self.pixels), slice(0,1), c['input'], self.encoder.in_chans)
+    x = low_batch(SimpleNamespace(crops=crop[None], crop_size=c['crop_size'], **self.pixels), slice(0,1), c['input'], self.encoder.in_chans)
     z = self.fit.scores(self.features(x))
     return Prediction(calibrated(z, self.calibration)[0], softmax(z, axis=1)[0], crop, x, box)
 

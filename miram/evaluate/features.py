@@ -19,9 +19,9 @@ from ..models.vit import encode
 from ..patches import downsample
 
 # %% ../../nbs/evaluate/41_features.ipynb #02440feb
-def _blob(rng, malignant, size=32):
+def _blob(rng, malignant, crop_size=32):
     "One lesion on uint16"
-    yy,xx = np.mgrid[:size,:size] - (size-1)/2 - rng.normal(0, 2, (2,1,1))
+    yy,xx = np.mgrid[:crop_size,:crop_size] - (crop_size-1)/2 - rng.normal(0, 2, (2,1,1))
     r, a = np.hypot(yy, xx), np.arctan2(yy, xx)
     edge = 8 + rng.normal() + malignant*3*np.cos(9*a + rng.uniform(0, 6))
     x = .35 + .3/(1+np.exp(r-edge)) + rng.normal(0, .1, r.shape)
@@ -30,7 +30,7 @@ def _blob(rng, malignant, size=32):
 def toy_cache(
     patients:int=60, # Patients, two lesions each
     seed:int=0,      # Of lesions and split
-):                   # With `table`, `crops` (32 pixels), `size`, `mean`, `std` and `path`
+):                   # With `table`, `crops` (32 pixels), `crop_size`, `mean`, `std` and `path`
     "Something with the parts of a crop cache that a probe reads: blobs, malignant ones with rays"
     rng = np.random.default_rng(seed)
     bad = np.repeat(rng.random(patients) < .5, 2)
@@ -40,7 +40,7 @@ def toy_cache(
     t = split_patients(t, test=.3, valid=.2, seed=seed)
     crops = np.stack([_blob(rng, b) for b in bad])
     train = crops[(t.split == 'train').to_numpy()]/65535
-    return SimpleNamespace(table=t, crops=crops, size=32, mean=float(train.mean()), std=float(train.std()), path='toy')
+    return SimpleNamespace(table=t, crops=crops, crop_size=32, mean=float(train.mean()), std=float(train.std()), path='toy')
 
 
 # %% ../../nbs/evaluate/41_features.ipynb #00c33637
@@ -60,37 +60,37 @@ def frozen(
 
 # %% ../../nbs/evaluate/41_features.ipynb #0ba165ff
 def low_batch(
-    cache,          # A crop cache, or anything with `crops` `(N,S,S)` uint16, `size`, `mean` and `std`
+    cache,          # A crop cache, or anything with `crops` `(N,S,S)` uint16, `crop_size`, `mean` and `std`
     rows:slice,     # Which crops
-    size:int,       # Side of the images in pixels; divides `cache.size`
+    img_size:int,   # Side of the images in pixels; divides `cache.crop_size`
     chans:int=1,    # Channels, all alike
     device='cpu',   # Device to work on
-)->Tensor:          # Images `(B,chans,size,size)`, normalised
-    "Crops as an encoder sees them: downsampled to `size` and normalised; raises `ValueError` when `size` does not divide the crop"
-    if size < 1 or cache.size % size:
-        raise ValueError(f'crops of {cache.size} pixels cannot be reduced to {size}: the size must divide {cache.size}')
+)->Tensor:          # Images `(B,chans,img_size,img_size)`, normalised
+    "Crops as an encoder sees them: downsampled to `img_size` and normalised; raises `ValueError` when `img_size` does not divide the crop"
+    if img_size < 1 or cache.crop_size % img_size:
+        raise ValueError(f'crops of {cache.crop_size} pixels cannot be reduced to {img_size}: the img_size must divide {cache.crop_size}')
     x = torch.from_numpy(np.asarray(cache.crops[rows], dtype=np.float32)).to(device)[:,None]/65535
-    x = (downsample(x, cache.size//size) - cache.mean)/cache.std
+    x = (downsample(x, cache.crop_size//img_size) - cache.mean)/cache.std
     return x.expand(-1, chans, -1, -1)
 
 # %% ../../nbs/evaluate/41_features.ipynb #11bf31f3
-def _fit_size(encoder, size):
-    "Raise unless `encoder` takes images of `size`; its channels"
+def _fit_size(encoder, img_size):
+    "Raise unless `encoder` takes images of `img_size`; its channels"
     emb = encoder.patch_embed
     want = getattr(emb, 'img_size', None)
-    if getattr(emb, 'strict_img_size', True) and want and tuple(want) != (size, size):
-        raise ValueError(f'the encoder was built for images of {want[0]}x{want[1]} pixels, the probe would give it {size}x{size}: '
-                         f'pass size={want[0]}, or call `encoder.set_input_size({size})`')
+    if getattr(emb, 'strict_img_size', True) and want and tuple(want) != (img_size, img_size):
+        raise ValueError(f'the encoder was built for images of {want[0]}x{want[1]} pixels, the probe would give it {img_size}x{img_size}: '
+                         f'pass img_size={want[0]}, or call `encoder.set_input_size({img_size})`')
     return emb.proj.in_channels
 
 # %% ../../nbs/evaluate/41_features.ipynb #5342c0ee
-def _features(encoder, cache, size, bs, pool, device):
+def _features(encoder, cache, img_size, batch_size, pool, device):
     "Features of every crop, computed now"
-    chans, n, out = _fit_size(encoder, size), len(cache.crops), []
+    chans, n, out = _fit_size(encoder, img_size), len(cache.crops), []
     with frozen(encoder, device) as enc:
         dev = next(enc.parameters()).device
-        for i in range(0, n, bs):
-            x = low_batch(cache, slice(i, i+bs), size, chans, dev)
+        for i in range(0, n, batch_size):
+            x = low_batch(cache, slice(i, i+batch_size), img_size, chans, dev)
             z = enc.forward_features(x)[:,enc.num_prefix_tokens:] if pool == 'tokens' else encode(enc, x, pool)
             out.append(z.float().cpu())
     return torch.cat(out).numpy()
@@ -111,16 +111,16 @@ def encoder_hash(
 def cached_features(
     encoder:nn.Module, # A timm vision transformer, left exactly as it was
     cache,             # A crop cache
-    size:int=None,     # Side of the images in pixels; half of `cache.size` by default
-    bs:int=256,        # Images at a time
+    img_size:int=None, # Side of the images in pixels; half of `cache.crop_size` by default
+    batch_size:int=256, # Images at a time
     pool:str='avg',    # 'avg', the mean of the patch tokens, 'cls', or 'tokens', all of them `(N,P,D)`
     device=None,       # Device to work on; where the encoder is by default
     folder:str|Path=None, # Folder to keep them in, and to look in first; none by default
 )->np.ndarray:         # Features `(N,D)` float32, row i of crop i
     "Features of every crop of `cache`, no augmentation; raises `ValueError` for a size that the encoder or the crops do not fit"
-    size = size or cache.size//2
-    if folder is None: return _features(encoder, cache, size, bs, pool, device)
-    path = Path(folder)/f'{encoder_hash(encoder)}-{crops_hash(cache)}-{size}-{pool}.npy'
+    img_size = img_size or cache.crop_size//2
+    if folder is None: return _features(encoder, cache, img_size, batch_size, pool, device)
+    path = Path(folder)/f'{encoder_hash(encoder)}-{crops_hash(cache)}-{img_size}-{pool}.npy'
     if not path.exists():
-        with replacing(path) as new, open(new, 'wb') as f: np.save(f, _features(encoder, cache, size, bs, pool, device))
+        with replacing(path) as new, open(new, 'wb') as f: np.save(f, _features(encoder, cache, img_size, batch_size, pool, device))
     return np.load(path, allow_pickle=False)

@@ -164,19 +164,20 @@ def task_dls(
     cache,                 # Labelled crops, a `CropCache`
     label:str='pathology', # Column of the label
     multi:bool|None=None,  # Multi-label? By default the four attributes are
-    size:int|None=None,    # Side of the image in pixels; half of the cache's by default
-    bs:int=32,             # Batch size
+    img_size:int|None=None, # Side of the image in pixels; half of the cache's by default
+    batch_size:int=32,     # Batch size
     seed:int=0,            # Seed of order and augmentation
     workers:int=0,         # Processes that gather
     device=None,           # Device of the batches; fastai's default
     **kwargs,              # Options of `Augment`, over those of `lesion_dls`
 )->DataLoaders:            # Batches `(low (B,1,s,s), class (B,) or labels (B,C))`; train, valid and test
     "Loaders for any task; raises `LeakError` or `DataError` for a split that is not fit to be tested on"
-    size = size or cache.size//2
-    if not is_multi(label, multi): return lesion_dls(cache, label, False, size, bs=bs, seed=seed, workers=workers, device=device, **kwargs)
+    img_size = img_size or cache.crop_size//2
+    if not is_multi(label, multi): return lesion_dls(cache, label, False, img_size, batch_size, seed, workers, device, **kwargs)
     classes, parts = probe_split(np.arange(len(cache.table)), cache.table, label, True)
     aug = dict(scale=(.64, 1.44), ratio=(1., 1.), vflip=.5, degrees=25.) | kwargs
-    dl = lambda q, aug=None: _loader(CropItems(cache, q.x, q.y.astype(np.float32), classes), size, bs, seed, workers, device, aug)
+    items = lambda q: CropItems(cache, q.x, q.y.astype(np.float32), classes)
+    dl = lambda q, aug=None: _loader(items(q), img_size, batch_size, seed, workers, device, aug)
     return DataLoaders(dl(parts['train'], aug), dl(parts['valid']), dl(parts['test']), device=device)
 
 # %% ../../nbs/evaluate/43_finetune.ipynb #e1c09f8c
@@ -185,8 +186,8 @@ def finetune_probe(
     cache,                 # Labelled crops, a `CropCache`
     label:str='pathology', # Column of the label
     epochs:int=20,         # Passes over the training lesions
-    size:int|None=None,    # Side of the image in pixels; half of the cache's by default
-    bs:int=32,             # Batch size
+    img_size:int|None=None, # Side of the image in pixels; half of the cache's by default
+    batch_size:int=32,     # Batch size
     seed:int=0,            # Seed of head, order, augmentation, drop path and the intervals
     multi:bool|None=None,  # Multi-label? By default the four attributes are
     workers:int=0,         # Processes that gather
@@ -195,7 +196,7 @@ def finetune_probe(
     **kwargs,              # Passed to `finetune_learner`
 )->ProbeResult:            # Predictions of the test lesions at the epoch that was best on validation; the classifier itself as `model`
     "Fine-tune a copy of `encoder` and predict the test lesions once; raises `LeakError` or `DataError` for an unfit split"
-    dls = task_dls(cache, label, multi, size, bs, seed, workers)
+    dls = task_dls(cache, label, multi, img_size, batch_size, seed, workers)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         learn = finetune_learner(dls, encoder, seed=seed, cbs=cbs, **kwargs)

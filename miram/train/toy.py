@@ -15,29 +15,29 @@ from ..patches import downsample
 # %% ../../nbs/train/61_toy.ipynb #8275a0dc
 def waves(
     n:int,    # Number of pictures
-    size:int, # Side in pixels
+    img_size:int, # Side in pixels
     seed:int, # Seed of frequencies and phases
-)->Tensor:    # Pictures `(n,1,size,size)`, between -1 and 1
+)->Tensor:    # Pictures `(n,1,img_size,img_size)`, between -1 and 1
     "Smooth random waves"
     g = torch.Generator().manual_seed(seed)
     f,ph = torch.randn(n, 3, 2, generator=g)*6,torch.rand(n, 3, generator=g)*6.28
-    yy,xx = torch.meshgrid(*[torch.linspace(0, 1, size)]*2, indexing='ij')
+    yy,xx = torch.meshgrid(*[torch.linspace(0, 1, img_size)]*2, indexing='ij')
     return torch.sin(f[...,0,None,None]*xx+f[...,1,None,None]*yy+ph[...,None,None]).mean(1, keepdim=True)
 
 # %% ../../nbs/train/61_toy.ipynb #ecaa0001
 def toy_dls(
     n:int=32,           # Training pictures; half as many for validation
-    bs:int=8,           # Batch size
-    size:int=16,        # Side of the low picture in pixels; the high one has twice as many
+    batch_size:int=8,   # Batch size
+    img_size:int=16,    # Side of the low picture in pixels; the high one has twice as many
     seed:int=0,         # Seed of the pictures
     shuffle:bool=False, # Another order in every epoch
     workers:int=0,      # Processes that read
     dtype=torch.float,  # Of the pixels
-)->DataLoaders:         # Batches `(low (B,1,size,size), high (B,1,2*size,2*size))` on the CPU
+)->DataLoaders:         # Batches `(low (B,1,img_size,img_size), high (B,1,2*img_size,2*img_size))` on the CPU
     "Loaders of waves at two scales, the valid one with other pictures"
     def dl(n, seed, shuffle):
-        h = waves(n, 2*size, seed).to(dtype)
-        res = DataLoader(list(zip(downsample(h, 2), h)), bs=bs, shuffle=shuffle, num_workers=workers, device='cpu')
+        h = waves(n, 2*img_size, seed).to(dtype)
+        res = DataLoader(list(zip(downsample(h, 2), h)), bs=batch_size, shuffle=shuffle, num_workers=workers, device='cpu')
         res.rng = random.Random(seed)
         return res
     return DataLoaders(dl(n, seed, shuffle), dl(n//2, seed+1, False), device='cpu')

@@ -214,7 +214,7 @@ class OnlineProbe(Callback):
     def after_epoch(self):
         e,enc = self.learn.epoch+1,self.learn.bare.encoder
         if rank_distrib()>0 or (e%self.every and e!=self.learn.n_epoch): return
-        part = SimpleNamespace(crops=self.cache.crops[self.where], size=self.cache.size, mean=self.cache.mean, std=self.cache.std)
+        part = SimpleNamespace(crops=self.cache.crops[self.where], crop_size=self.cache.crop_size, mean=self.cache.mean, std=self.cache.std)
         with aside(self.learn): z = cached_features(enc, part, enc.patch_embed.img_size[0])
         self.rows.append(dict(epoch=e, **self.measure(z)))
 

@@ -131,7 +131,7 @@ def occlusion_map(
     x:Tensor,      # One image `(1,C,H,W)`
     patch:int,     # Side of the squares in pixels, a divisor of both sides
     fill:float=0., # What is painted; 0 is the mean of standardised pixels
-    bs:int=64,     # Images at a time
+    batch_size:int=64, # Images at a time
 )->Tensor:         # `(H/patch,W/patch)`: the score less the score with the square painted over
     "By how much `score` falls when a square is hidden; raises `ValueError` for squares that do not fit"
     h,w = x.shape[-2:]
@@ -139,7 +139,7 @@ def occlusion_map(
     where = torch.eye((h//patch)*(w//patch)).view(-1, 1, h//patch, w//patch).repeat_interleave(patch, 2).repeat_interleave(patch, 3).bool()
     s = lambda v: torch.as_tensor(score(v)).double().cpu()
     with torch.no_grad():
-        hidden = torch.cat([s(torch.where(m, torch.full_like(x, fill), x)) for m in where.to(x.device).split(bs)])
+        hidden = torch.cat([s(torch.where(m, torch.full_like(x, fill), x)) for m in where.to(x.device).split(batch_size)])
         return (s(x)-hidden).view(h//patch, w//patch).float()
 
 # %% ../../nbs/viz/51_interpret.ipynb #bac243e8
