@@ -236,10 +236,10 @@ class LinearProbe(nn.Module):
         return self.head(self.norm(x))
 
 # %% ../../nbs/evaluate/42_probe.ipynb #f7ebeeac
-def _epoch(model, opt, x, y, loss, bs, gen):
+def _epoch(model, opt, x, y, loss, batch_size, gen):
     "One pass over `x` in the order drawn from `gen`"
     model.train()
-    for i in torch.randperm(len(x), generator=gen).split(bs):
+    for i in torch.randperm(len(x), generator=gen).split(batch_size):
         if len(i) < 2: continue
         opt.zero_grad(); loss(model(x[i]), y[i]).backward(); opt.step()
     return model.eval()
@@ -251,7 +251,7 @@ def _score_loss(weight, multi):
     if multi: return lambda s, y: F.binary_cross_entropy_with_logits(s, y.float(), pos_weight=w), torch.sigmoid
     return lambda s, y: F.cross_entropy(s, y, w), lambda s: s.softmax(1)
 
-def _fit_best(model, tr, va, epochs, lr, bs, seed, multi):
+def _fit_best(model, tr, va, epochs, lr, batch_size, seed, multi):
     "Train `model` by Adam, keep the epoch that was best on `va`; the losses there, and a function from features to probabilities"
     x, y, gen = torch.as_tensor(tr.x).float(), torch.as_tensor(tr.y), torch.Generator().manual_seed(seed)
     weight = class_weights(tr.y, model.head.out_features); loss, act = _score_loss(weight, multi)
@@ -261,7 +261,7 @@ def _fit_best(model, tr, va, epochs, lr, bs, seed, multi):
     def predict(x): return torch.cat([act(model(b).double()) for b in torch.as_tensor(x).float().split(256)]).numpy()
     valid, best = {}, None
     for e in range(epochs):
-        _epoch(model, opt, x, y, loss, bs, gen); sched.step()
+        _epoch(model, opt, x, y, loss, batch_size, gen); sched.step()
         valid[e] = weighted_log_loss(va.y, predict(va.x), weight)
         if min(valid, key=valid.get) == e: best = copy.deepcopy(model.state_dict())
     model.load_state_dict(best)
@@ -319,7 +319,7 @@ def attentive_probe(
     label:str='pathology', # Column of the label
     epochs:int=20,         # Passes over the training lesions
     lr:float=1e-3,         # Learning rate at the start, following a cosine to 0
-    bs:int=64,             # Lesions in a batch
+    batch_size:int=64,     # Lesions in a batch
     heads:int=4,           # Heads of the attention
     seed:int=0,            # Seed of the start, the order and the intervals
     multi:bool|None=None,  # Multi-label? By default the four attributes are
@@ -332,7 +332,7 @@ def attentive_probe(
                          "cached_features(…, pool='tokens')")
     classes, parts = probe_split(tokens, table, label, multi); tr, va, te = (parts[s] for s in ('train', 'valid', 'test'))
     model = _seeded(lambda: AttentiveProbe(tokens.shape[2], len(classes), heads), seed)
-    valid, predict = _fit_best(model, tr, va, epochs, lr, bs, seed, tr.y.ndim == 2)
+    valid, predict = _fit_best(model, tr, va, epochs, lr, batch_size, seed, tr.y.ndim == 2)
     return _result(label, classes, te, predict(te.x), valid=valid, seed=seed)
 
 # %% ../../nbs/evaluate/42_probe.ipynb #53409627

@@ -25,6 +25,7 @@ from ..files import DataError, replacing
 from ..jobs import claim
 from ..models.weights import load_encoder, save_encoder
 from .plan import StudyPlan, check_plan, frozen_encoder, protocol
+from ..train.resume import differences
 from ..train.run import run_pretraining
 
 # %% ../../nbs/study/76_runs.ipynb #ab5bf254
@@ -153,19 +154,13 @@ def _check_folder(plan, cache, out):
     now,path = dict(protocol=protocol(plan), methods=json.loads(str(plan))['methods'], crops=cache.hash, miram=miram.__version__),Path(out)/'plan.json'
     was = json.loads(path.read_text()) if path.exists() else None
     if was:
-        diff = [f'{k} was {was["protocol"].get(k)!r} and is {v!r}' for k,v in _flat(now['protocol']).items() if _flat(was['protocol']).get(k)!=v]
+        diff = differences(was['protocol'], now['protocol'])
         diff += [f'method {k} was {was["methods"][k]} and is {v}' for k,v in now['methods'].items() if was['methods'].get(k, v)!=v]
         if was['crops']!=now['crops']: diff.append('the crops are others')
         if diff: raise DataError(f'{out} holds another study ({"; ".join(diff)}): choose another folder, or delete this one')
         now['methods'] = was['methods'] | now['methods']
     if now!=was:
         with replacing(path) as f: f.write_text(json.dumps(now, indent=1))
-
-def _flat(d, above=''):
-    "Nested tables as one, with dots in the names"
-    res = {}
-    for k,v in d.items(): res |= _flat(v, f'{above}{k}.') if isinstance(v, dict) else {above+k: v}
-    return res
 
 # %% ../../nbs/study/76_runs.ipynb #b48fd028
 def study_manifest(
