@@ -20,12 +20,12 @@ def _labelled(lesions, label):
 def _make_crops(recipe, out, lesions, images, patients, context, label, seed):
     "Build the crops of a pretraining; their folder"
     from miram.data.cbis import study_lesions
-    from miram.data.crops import build_crops, pretrain_crops
+    from miram.data.crops import build_crops, build_pretrain_crops
     size = 2*recipe.img_size
     if images and not (lesions and _labelled(lesions, label)):
-        return pretrain_crops(images, out/'crops', lesions, size, seed=seed, context=context).path
+        return build_pretrain_crops(images, out/'crops', lesions, size, seed=seed, context=context).path
     table,root = study_lesions(lesions, images, phantom=out/'phantom', patients=patients, label=label, seed=seed)
-    return build_crops(table, root, out/'crops', size=size, context=context).path
+    return build_crops(table, root, out/'crops', crop_size=size, context=context).path
 
 # %% ../../nbs/cli/82_pretrain.ipynb #86e93c93
 _fields = settings('Fields of the recipe, such as lr=1e-3 augment.vflip=0 attention=performer; any number of them')

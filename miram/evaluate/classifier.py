@@ -9,7 +9,7 @@ __all__ = ['NO_DIAGNOSIS', 'PROBES', 'fit_temperature', 'fit_isotonic', 'calibra
            'probe_crops', 'probe_job']
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #28ee9310
-import hashlib, json, math
+import json, math
 import numpy as np, pandas as pd, torch
 from dataclasses import dataclass, field
 from fastcore.basics import patch
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from .. import __version__
 from ..data.cbis import mask_box, study_lesions
 from ..data.crops import CropCache, breast_side, build_crops, cut, level_crop, square_box, stretch
-from ..files import DataError, replacing
+from ..files import DataError, file_hash, replacing
 from ..data.pixels import read_pixels
 from .metrics import accuracy, bootstrap_ci, macro_auc
 from .finetune import finetune_probe
@@ -109,19 +109,32 @@ class SavedClassifier:
     provenance:dict=field(default_factory=dict) # Where it comes from and how good it was: JSON values
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #806290fe
-def _check_fit(result, parts):
-    "Raise unless the coefficients give the result's probabilities on the test part"
-    if getattr(result, 'fit', None) is None:
-        raise ValueError(f'the probe of {result.label!r} has no coefficients to keep: use linear_probe, with one class a lesion')
+def _fit_of(result):
+    "What a probe fitted, or the head of what it fine-tuned; raises for a probe that has neither"
+    fit = result.fit if result.model is None else head_fit(result.model)
+    if fit is None or result.multi:
+        raise ValueError(f'the probe of {result.label!r} has no coefficients to keep: use linear_probe, trained_probe or finetune_probe, '
+                         'with one class a lesion')
+    return fit
+
+def _check_fit(fit, result, parts):
+    "Raise unless `fit` gives the result's probabilities on the test part"
     te = parts['test']
     if list(te.rows.lesion_id)!=list(result.lesions): raise ValueError('the probe was tested on other lesions than this cache holds')
-    off = abs(softmax(result.fit.scores(te.x), axis=1)-result.probs).max()
+    off = abs(softmax(fit.scores(te.x), axis=1)-result.probs).max()
     if off>1e-3: raise ValueError(f'encoder, crops and probe do not belong together: test probabilities differ by up to {off:.2g}')
+
+# %% ../../nbs/evaluate/45_classifier.ipynb #09b6d6ae
+_HEADS = {'linear': LinearFit, 'fine-tuned': HeadFit}
+
+def _kind(fit):
+    "'linear' or 'fine-tuned'"
+    return next(k for k,c in _HEADS.items() if isinstance(fit, c))
 
 def _crop_settings(cache, img_size):
     "How the crops of `cache` were cut and reduced; raises `ValueError` for settings that `SavedClassifier.predict` cannot repeat"
     s = cache.manifest['settings']
-    more = sorted(set(s)-{'img_size','context','window','side','level'})+['window voi']*(s['window']=='voi')
+    more = sorted(set(s)-{'crop_size','context','window','side','level'})+['window voi']*(s['window']=='voi')
     if more:
         raise ValueError(f'these crops were made with {", ".join(more)}, which a classifier cannot repeat on a new image')
     return dict(crop_size=cache.crop_size, context=s['context'], window=s['window'], side=s.get('side'), level=bool(s.get('level', False)),
@@ -141,60 +154,31 @@ def _tested(result, n_boot):
     values = {k: [round(float(v), 4) for v in r] for k,r in zip(ci.index, ci.to_numpy())}
     return dict(lesions=len(result.y), patients=len(set(result.groups)), **values)
 
-# %% ../../nbs/evaluate/45_classifier.ipynb #09b6d6ae
-_HEADS = {'linear': LinearFit, 'fine-tuned': HeadFit}
-
-def _kind(fit):
-    "'linear' or 'fine-tuned'"
-    return next(k for k,c in _HEADS.items() if isinstance(fit, c))
-
-def _crop_settings(cache, size):
-    "How the crops of `cache` were cut and reduced; raises `ValueError` for settings that `SavedClassifier.predict` cannot repeat"
-    s = cache.manifest['settings']
-    more = sorted(set(s)-{'size','context','window','side','level'})+['window voi']*(s['window']=='voi')
-    if more:
-        raise ValueError(f'these crops were made with {", ".join(more)}, which a classifier cannot repeat on a new image')
-    return dict(size=cache.size, context=s['context'], window=s['window'], side=s.get('side'), level=bool(s.get('level', False)),
-                input=size)
-
-def _calibration(method, y, z, patients):
-    "The calibration of scores `z`, and how likely it makes the labels"
-    how = dict(method=method)
-    if method=='temperature': how['temperature'] = fit_temperature(y, z)
-    if method=='isotonic': how['curves'] = fit_isotonic(y, softmax(z, axis=1))
-    loss = lambda h: round(float(-np.log(np.maximum(calibrated(z, h)[np.arange(len(y)), y], 1e-12)).mean()), 4)
-    return how | dict(lesions=len(y), patients=len(set(patients)), log_loss_before=loss(dict(method='none')), log_loss=loss(how))
-
-def _tested(result, n):
-    "Accuracy and AUC of the test lesions with their intervals, as JSON values"
-    ci = bootstrap_ci(result.y, result.probs, result.groups, n=n, seed=result.seed, metrics=[accuracy, macro_auc])
-    values = {k: [round(float(v), 4) for v in r] for k,r in zip(ci.index, ci.to_numpy())}
-    return dict(lesions=len(result.y), patients=len(set(result.groups)), **values)
-
 # %% ../../nbs/evaluate/45_classifier.ipynb #9193498c
 def make_classifier(
-    encoder:Encoder,        # The encoder that was probed
+    encoder:Encoder,        # The encoder that was probed; of a fine-tuned result its own is kept instead
     cache:CropCache,        # The crops it was probed on
-    result:ProbeResult,     # From `linear_probe` on its features
+    result:ProbeResult,     # From `linear_probe` or `trained_probe` on its features, or from `finetune_probe`
     calibration:str='temperature', # Or 'isotonic', for hundreds of validation lesions, or 'none'
     img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
-    pool:str='avg',         # As for `cached_features`
+    pool:str='avg',         # As for `cached_features`; of a fine-tuned result its own
     feats:np.ndarray|None=None, # Features of the cache, if at hand
     n_boot:int=500,         # Resamples of the intervals that are kept with it
     **provenance            # Whatever else should be known: method, seed, epochs, …; JSON values
 )->SavedClassifier:
     "A classifier for new lesions from a probe; raises `ValueError` when encoder, crops and probe do not belong together"
-    img_size = img_size or cache.crop_size//2
+    img_size,fit = img_size or cache.crop_size//2,_fit_of(result)
+    if result.model is not None: encoder,pool = result.model.encoder,result.model.pool
     if feats is None: feats = cached_features(encoder, cache, img_size, pool=pool)
     classes,parts = probe_split(feats, with_label(cache.table, result.label), result.label)
-    _check_fit(result, parts)
+    _check_fit(fit, result, parts)
     va,crop = parts['valid'],_crop_settings(cache, img_size)
-    how = _calibration(calibration, va.y, result.fit.scores(va.x), va.rows.patient_id)
-    calibrated(result.fit.scores(va.x), how)
+    how = _calibration(calibration, va.y, fit.scores(va.x), va.rows.patient_id)
+    calibrated(fit.scores(va.x), how)
     tr,pixels = parts['train'],dict(mean=cache.mean, std=cache.std)
-    known = dict(data=cache.manifest['table'], train=dict(lesions=len(tr.y), patients=int(tr.rows.patient_id.nunique())), C=result.C,
-                 test=_tested(result, n_boot))
-    return SavedClassifier(encoder.eval(), result.fit, result.label, list(map(str, classes)), pixels, crop, pool, how, provenance | known)
+    known = dict(kind=_kind(fit), data=cache.manifest['table'], train=dict(lesions=len(tr.y), patients=int(tr.rows.patient_id.nunique())),
+                 test=_tested(result, n_boot)) | ({} if result.C is None else dict(C=result.C))
+    return SavedClassifier(encoder.eval(), fit, result.label, list(map(str, classes)), pixels, crop, pool, how, provenance | known)
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #b23cfe48
 class Prediction(NamedTuple):
@@ -389,7 +373,7 @@ def probe_encoder(
     cache:CropCache,        # Crops, split by patient
     label:str='pathology',  # Column to probe
     probe:str='linear',     # One of `PROBES`
-    size:int|None=None,     # Side of the encoder's images in pixels; half of the crops' by default
+    img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
     epochs:int|None=None,   # Passes of a probe that is trained by steps; its own default without it
     seed:int=0,             # Of what a probe draws
     folder:str|Path|None=None, # Where features are kept, as for `cached_features`; tokens never are
@@ -398,10 +382,10 @@ def probe_encoder(
     "Probe one encoder for one label; raises `ValueError` for an unknown probe, `DataError` for an unfit split"
     if probe not in PROBES: raise ValueError(f'unknown probe {probe!r}: choose one of {", ".join(PROBES)}')
     steps = {} if epochs is None or probe in ('linear','knn') else dict(epochs=epochs)
-    if probe=='finetune': return finetune_probe(encoder, cache, label, size=size, seed=seed, **steps)
+    if probe=='finetune': return finetune_probe(encoder, cache, label, img_size=img_size, seed=seed, **steps)
     f = dict(linear=linear_probe, trained=trained_probe, knn=knn_probe, attentive=attentive_probe)[probe]
     tokens = dict(pool='tokens') if probe=='attentive' else dict(folder=folder)
-    feats = cached_features(encoder, cache, size, device=device, **tokens)
+    feats = cached_features(encoder, cache, img_size, device=device, **tokens)
     return f(feats, with_label(cache.table, label), label, seed=seed, **steps)
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #3552060b
@@ -427,7 +411,7 @@ def write_probe(
     encoder:Encoder,    # The encoder that was probed
     cache:CropCache,    # The crops it was probed on
     result:ProbeResult, # From `probe_encoder`
-    size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
+    img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
     n_boot:int=2000,    # Resamples of the intervals
     **provenance        # Whatever else should be known; JSON values
 )->WrittenProbe:
@@ -436,7 +420,7 @@ def write_probe(
     if folder.is_dir(): (folder/'classifier.json').unlink(missing_ok=True)
     with replacing(out/'metrics.csv') as f: metrics.to_csv(f)
     with replacing(out/'predictions.csv') as f: result.predictions().to_csv(f, index=False)
-    try: clf = make_classifier(encoder, cache, result, size=size, n=n_boot, **provenance)
+    try: clf = make_classifier(encoder, cache, result, img_size=img_size, n_boot=n_boot, **provenance)
     except ValueError as e: return WrittenProbe(metrics, None, str(e))
     return WrittenProbe(metrics, save_classifier(clf, folder), '')
 
@@ -458,7 +442,7 @@ def probe_crops(
         if lesions or images or cbis: raise DataError('--crops excludes --lesions, --images and --cbis: the cache holds its lesions already')
         return CropCache(crops)
     table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed)
-    return build_crops(table, root, Path(out)/'crops', size=2*encoder.patch_embed.img_size[0], context=context, level=level)
+    return build_crops(table, root, Path(out)/'crops', crop_size=2*encoder.patch_embed.img_size[0], context=context, level=level)
 
 def probe_job(
     encoder:str|Path,      # File or folder for `load_encoder`

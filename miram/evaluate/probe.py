@@ -278,7 +278,7 @@ def trained_probe(
     label:str='pathology', # Column of the label
     epochs:int=50,         # Passes over the training lesions
     lr:float=.01,          # Learning rate at the start, following a cosine to 0
-    bs:int=256,            # Lesions in a batch
+    batch_size:int=256,    # Lesions in a batch
     seed:int=0,            # Seed of the start, the order and the intervals
     multi:bool|None=None,  # Multi-label? By default the four attributes are
 )->ProbeResult:            # Predictions of the test lesions, at the epoch that was best on validation
@@ -287,7 +287,7 @@ def trained_probe(
     Raises `LeakError` or `DataError` when the split is not fit to be tested on."""
     classes, parts = probe_split(feats, table, label, multi); tr, va, te = (parts[s] for s in ('train', 'valid', 'test'))
     model = _seeded(lambda: LinearProbe(feats.shape[1], len(classes)), seed)
-    valid, predict = _fit_best(model, tr, va, epochs, lr, bs, seed, tr.y.ndim == 2)
+    valid, predict = _fit_best(model, tr, va, epochs, lr, batch_size, seed, tr.y.ndim == 2)
     return _result(label, classes, te, predict(te.x), valid=valid, seed=seed, fit=None if tr.y.ndim == 2 else _norm_fit(model))
 
 def _norm_fit(model):

@@ -47,7 +47,7 @@ def study_costs(
     names = sorted(study.trained(), key=lambda m: m!='mae')
     if not names: return pd.DataFrame(index=pd.Index([], name='method'))
     rs = {m: study.plan.recipe_of(m) for m in names}; r = rs[names[0]]
-    dls = pretrain_dls(cache, size=r.img_size, bs=min(r.batch_size, 32, len(cache)), seed=0, device='cpu')
+    dls = pretrain_dls(cache, img_size=r.img_size, batch_size=min(r.batch_size, 32, len(cache)), seed=0, device='cpu')
     low,high = (o.as_subclass(torch.Tensor) for o in next(iter(dls.train)))
     models = {m: recipe_model(rs[m]) for m in names}
     second = {m: decoder_cost(v, low).bytes.get(2) if hasattr(v, 'decoders') else None for m,v in models.items()}
@@ -69,7 +69,7 @@ def _loss_figures(study):
 
 def _reconstructions(study, cache):
     "What each method with decoders makes of four validation lesions"
-    low,high = (o.as_subclass(torch.Tensor) for o in next(iter(pretrain_dls(cache, size=study.plan.recipe.img_size, bs=4, device='cpu').valid)))
+    low,high = (o.as_subclass(torch.Tensor) for o in next(iter(pretrain_dls(cache, img_size=study.plan.recipe.img_size, batch_size=4, device='cpu').valid)))
     models = {m: study.model(m, study.seeds(m)[0]) for m in study.trained() if hasattr(recipe_model(study.plan.recipe_of(m)), 'decoders')}
     return {f'reconstruction-{m}': plot_reconstruction(v, low, high, n=4, generator=torch.Generator().manual_seed(0),
                                                        title=f'{m}, validation lesions') for m,v in models.items()}
@@ -215,7 +215,7 @@ def study_job(
         if dry: return None
         size = 2*plan.recipe.img_size
         say(f'[2/5] crops of {len(table)} lesions, {size}×{size} pixels')
-        return build_crops(table, root, out/'crops', size=size, context=plan.context, level=plan.level).path
+        return build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level).path
     path = together(crops)
     if path is None: return
     cache = CropCache(path)

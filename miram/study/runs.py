@@ -274,9 +274,9 @@ def run_study(
 
 def _prepare(plan, cache, out, workers):
     "Everything that can be known before the first step"
-    if cache.size!=2*plan.recipe.img_size:
-        raise DataError(f'{cache.path}: crops of {cache.size} pixels, the plan needs {2*plan.recipe.img_size}, twice its img_size; '
-                        f'build them with size={2*plan.recipe.img_size}')
+    if cache.crop_size!=2*plan.recipe.img_size:
+        raise DataError(f'{cache.path}: crops of {cache.crop_size} pixels, the plan needs {2*plan.recipe.img_size}, twice its img_size; '
+                        f'build them with crop_size={2*plan.recipe.img_size}')
     check_plan(plan, cache.table, out, workers)
     _check_folder(plan, cache, out)
     with replacing(Path(out)/'manifest.json') as f: f.write_text(json.dumps(study_manifest(plan, cache), indent=1))

@@ -36,7 +36,7 @@ def recipe_dls(
     "Loaders with the batch, seed and augmentation of a recipe"
     r = recipe
     aug = r.augment if METHODS[r.method].augment else dict(scale=(1.,1.), ratio=(1.,1.), hflip=0.)
-    return pretrain_dls(cache, size=r.img_size, bs=r.batch_size, seed=r.seed, workers=workers, device=device, **aug)
+    return pretrain_dls(cache, img_size=r.img_size, batch_size=r.batch_size, seed=r.seed, workers=workers, device=device, **aug)
 
 # %% ../../nbs/train/67_run.ipynb #ea4996a0
 def _can_probe(table, label):

@@ -294,8 +294,8 @@ def prediction_maps(
     c = int(p.probs.argmax())
     occ = occlusion_map(lambda v: clf.probs(v)[:,c], p.x, clf.encoder.patch_size)
     s,(w,h) = clf.crop,p.box[2:]
-    k = s['size']/(max(w,h)*s['context'])
-    box = ((s['size']-w*k)/2, (s['size']-h*k)/2, w*k, h*k)
+    k = s['crop_size']/(max(w,h)*s['context'])
+    box = ((s['crop_size']-w*k)/2, (s['crop_size']-h*k)/2, w*k, h*k)
     att = lesion_attention(clf.encoder, p.x, pool=clf.pool)[0]
     return plot_maps(torch.from_numpy(p.crop/65535.)[None], att, occ, clf.classes[c], title, box)
 
