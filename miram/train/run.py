@@ -48,8 +48,9 @@ def _can_probe(table, label):
 def _watchers(recipe, cache, out, label, pictures, denorm, probe, tensorboard, flush=20):
     "The callbacks that only look"
     cbs,table = [RunLog(out, flush, tensorboard), *wandb_callbacks()],with_label(cache.table, label)
-    if not (cache.table.split=='valid').any(): return cbs
-    cbs.append(CollapseDetector())
+    seen = int((cache.table.split=='valid').sum())
+    if not seen: return cbs
+    if seen>1: cbs.append(CollapseDetector())
     if pictures and METHODS[recipe.method].augment: cbs.append(Pictures(out/'pictures', pictures, denorm=denorm))
     if probe and _can_probe(table, label): cbs.append(OnlineProbe(cache, label, probe))
     return cbs
