@@ -143,7 +143,8 @@ def run_one(
     folder.mkdir(parents=True, exist_ok=True)
     with claim(folder) as mine:
         if mine is None: return None
-        try: train_run(plan, cache, out, method, seed, progress, cbs=[_Holds(mine)], **kwargs)
+        own = kwargs | dict(cbs=[_Holds(mine), *kwargs.get('cbs', ())])
+        try: train_run(plan, cache, out, method, seed, progress, **own)
         except Exception as e: return {(): _record(_failed(folder), e)}
         _failed(folder).unlink(missing_ok=True)
         return probe_run(plan, cache, out, method, seed)
