@@ -63,17 +63,26 @@ class RunLog(Callback):
     def before_fit(self): self.rows,self.last,self.waited,self.quiet = [],None,self.learn.waited,rank_distrib()>0
     def before_train(self): self.last,self.waited = time.perf_counter(),self.learn.waited
 
-    def after_batch(self):
-        if not self.training or self.quiet: return
-        if self.file is None: self._open()
-        now,rec = time.perf_counter(),self.learn.scale_recorder.steps[-1]
-        took,wait = max(now-self.last, 1e-9),self.learn.waited-self.waited
-        self.last,self.waited = now,self.learn.waited
-        row = {k: rec[k] for k in ('step','loss','lr','grad_norm','skipped')} | dict(
-            epoch=self.learn.epoch+1, images_per_s=round(self.learn.n_images/took, 2), data_wait=round(wait/took, 4),
-            memory_mib=round(_memory_mib(), 1))
-        self.rows.append(row | {f'loss_{s}': v for s,v in zip(self._names(rec['parts']), rec['parts'])})
-        if len(self.rows)>=self.every: self._flush()
+# %% ../../nbs/train/66_watch.ipynb #225a8474
+_SEEN = 'images_per_s','data_wait','memory_mib' # what the record of a run does not know
+
+@patch
+def _row(self:RunLog, rec, seen):
+    "The row of a step, from its record and from what was seen of speed and memory"
+    row = {k: rec[k] for k in ('step','loss','lr','grad_norm','skipped')}
+    row |= dict(epoch=rec['step']//len(self.learn.dls.train)+1) | {k: seen.get(k, '') for k in _SEEN}
+    return row | {f'loss_{s}': v for s,v in zip(self._names(rec['parts']), rec['parts'])}
+
+@patch
+def after_batch(self:RunLog):
+    if not self.training or self.quiet: return
+    if self.file is None: self._open()
+    now,rec = time.perf_counter(),self.learn.scale_recorder.steps[-1]
+    took,wait = max(now-self.last, 1e-9),self.learn.waited-self.waited
+    self.last,self.waited = now,self.learn.waited
+    self.rows.append(self._row(rec, dict(images_per_s=round(self.learn.n_images/took, 2), data_wait=round(wait/took, 4),
+                                         memory_mib=round(_memory_mib(), 1))))
+    if len(self.rows)>=self.every: self._flush()
 
 # %% ../../nbs/train/66_watch.ipynb #b6b1cad0
 @patch
@@ -81,16 +90,21 @@ def _names(self:RunLog, parts):
     scales = getattr(self.learn.bare, 'scales', ())
     return scales if len(scales)==len(parts) else range(1, len(parts)+1)
 
+def _whole_rows(path):
+    "The rows of a csv file by their step; not those that are cut, and none of a file that is missing, empty or no text"
+    text = Path(path).read_text(errors='replace') if Path(path).exists() else ''
+    rows = csv.DictReader(text.replace('\0', '').split('\n')[:-1]) # behind the last line end is half a row
+    return {int(r['step']): r for r in rows if None not in r and None not in r.values() and (r.get('step') or '').isdigit()}
+
 @patch
 def _open(self:RunLog):
-    "Continue the files from the present step on"
-    path,at = self.folder/'steps.csv',self.learn.scale_recorder.steps[-1]['step']
-    if path.exists():
-        old = pd.read_csv(path)
-        with replacing(path) as new: old[old.step<at].to_csv(new, index=False)
-    else: self.folder.mkdir(parents=True, exist_ok=True)
+    "Write the file anew up to the rows that wait, from the record and what the old file knows besides; go on behind it"
+    path,rec = self.folder/'steps.csv',self.learn.scale_recorder.steps
+    first,old = self.rows[0]['step'] if self.rows else rec[-1]['step'],_whole_rows(path)
+    done = [self._row(r, old.get(r['step'], {})) for r in rec if r['step']<first]
+    with replacing(path) as new: pd.DataFrame(done).to_csv(new, index=False) if done else new.touch()
     self.file = open(path, 'a', newline='')
-    if self.tensorboard: self.board = _tensorboard(self.folder/'tensorboard', at)
+    if self.tensorboard: self.board = _tensorboard(self.folder/'tensorboard', first)
 
 def _tensorboard(folder, step):
     "A writer, or `None` where TensorBoard is not installed"
@@ -108,6 +122,7 @@ def _flush(self:RunLog):
     if self.board is not None:
         for r in self.rows:
             for k in r.keys()-{'step','epoch'}: self.board.add_scalar(f'train/{k}', float(r[k]), r['step'])
+        self.board.flush()
     self.rows = []
 
 @patch
@@ -121,11 +136,18 @@ def after_epoch(self:RunLog):
         self.board.flush()
 
 @patch
-def close(self:RunLog):
-    self._flush()
+def close(self:RunLog): self._flush(); self._shut()
+
+@patch
+def _shut(self:RunLog):
     if self.file is not None: self.file.close()
     if self.board is not None: self.board.close()
     self.file = self.board = None
+
+@patch
+def state_dict(self:RunLog): return dict(rows=list(self.rows))
+@patch
+def load_state_dict(self:RunLog, state): self._shut(); self.rows = list(state['rows'])
 
 # %% ../../nbs/train/66_watch.ipynb #530a8379
 class Pictures(Callback):
