@@ -94,7 +94,7 @@ def _check_fit(result, parts):
 def _crop_settings(cache, img_size):
     "How the crops of `cache` were cut and reduced; raises `ValueError` for settings that `SavedClassifier.predict` cannot repeat"
     s = cache.manifest['settings']
-    more = sorted(set(s)-{'img_size','context','window','side','level'})+['window voi']*(s['window']=='voi')
+    more = sorted(set(s)-{'crop_size','context','window','side','level'})+['window voi']*(s['window']=='voi')
     if more:
         raise ValueError(f'these crops were made with {", ".join(more)}, which a classifier cannot repeat on a new image')
     return dict(crop_size=cache.crop_size, context=s['context'], window=s['window'], side=s.get('side'), level=bool(s.get('level', False)),
