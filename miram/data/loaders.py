@@ -252,7 +252,8 @@ def _loader(items, img_size, batch_size, seed, workers, device, aug=None, shuffl
     if aug is not None: tfms.insert(1, Augment(**aug))
     device = torch.device(device or default_device())
     shuffle = aug is not None if shuffle is None else shuffle
-    return CropDL(items, batch_size, seed, workers, after_batch=tfms, device=device, shuffle=shuffle, pin_memory=device.type == 'cuda', **kwargs)
+    return CropDL(items, batch_size, seed, workers, after_batch=tfms, device=device, shuffle=shuffle,
+                  pin_memory=device.type == 'cuda', **kwargs)
 
 # %% ../../nbs/data/38_loaders.ipynb #ffd5cc3c
 @delegates(Augment.__init__, but=['seed'])
