@@ -207,8 +207,9 @@ class CollapseDetector(Callback):
     def _features(self):
         feats,n = [],0
         with aside(self.learn), frozen(self.learn.bare.encoder) as enc:
+            dtype = next(enc.parameters()).dtype
             for b in self.learn.dls.valid:
-                feats.append(encode(enc, b[0].as_subclass(torch.Tensor)).float().cpu()); n += len(b[0])
+                feats.append(encode(enc, b[0].as_subclass(torch.Tensor).to(dtype)).float().cpu()); n += len(b[0])
                 if n>=self.most: break
         return torch.cat(feats)[:self.most]
 
