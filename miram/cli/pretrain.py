@@ -65,5 +65,7 @@ def miram_pretrain(
     r = get_recipe(recipe, **parse_settings(set or ()) | {k: v for k,v in flags.items() if v is not None})
     join_processes()
     path = crops or together(lambda: _make_crops(r, Path(out), lesions, images, patients, context, label, data_seed))
-    learn = run_pretraining(r, CropCache(path), Path(out)/'run', label=label, workers=workers, every=every, pictures=pictures, denorm=denorm)
-    if rank_distrib()==0: print(f'epochs {r.epochs}, steps {learn.train_iter}, skipped {learn.skip_bad.bad}; the encoder is {(Path(out)/"run").resolve()}')
+    learn = run_pretraining(r, CropCache(path), Path(out)/'run', label=label, workers=workers, every=every, pictures=pictures,
+                            denorm=denorm)
+    if rank_distrib()==0: print(f'epochs {r.epochs}, steps {learn.train_iter}, skipped {learn.skip_bad.bad}; the encoder is '
+                                f'{(Path(out)/"run").resolve()}')

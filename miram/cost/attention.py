@@ -234,7 +234,8 @@ def cost_of_attention(
     kept = device=='cpu' and keep_memory()
     df = attention_cost(attention_rivals(dim, heads, landmarks), tokens, dim, heads, n=rounds, device=device, against=PACKAGES)
     where = hardware(device) + (', memory kept' if kept else '')
-    with replacing(Path(out)/'attention.csv') as f: df.assign(hardware=where, dim=dim, heads=heads, landmarks=landmarks).to_csv(f, index=False)
+    told = df.assign(hardware=where, dim=dim, heads=heads, landmarks=landmarks)
+    with replacing(Path(out)/'attention.csv') as f: told.to_csv(f, index=False)
     with replacing(Path(out)/'attention.png') as f: f.write_bytes(figure_png(plot_cost(df, title=where)))
     df.attrs['hardware'] = where
     return df

@@ -439,7 +439,8 @@ def probe_crops(
 )->CropCache:
     "The crops to probe an encoder on, opened or cut; raises `DataError` for a source that cannot be used"
     if crops is not None:
-        if lesions or images or cbis: raise DataError('--crops excludes --lesions, --images and --cbis: the cache holds its lesions already')
+        if lesions or images or cbis:
+            raise DataError('--crops excludes --lesions, --images and --cbis: the cache holds its lesions already')
         return CropCache(crops)
     table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed)
     return build_crops(table, root, Path(out)/'crops', crop_size=2*encoder.patch_embed.img_size[0], context=context, level=level)

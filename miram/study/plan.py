@@ -38,8 +38,8 @@ def method_entry(
     if dash and kind=='miram':
         if attention in attention_names(): return dict(method='miram', attention=attention)
         raise ValueError(f'unknown method {name!r}: there is no attention {attention!r}, choose one of {", ".join(attention_names())}')
-    raise ValueError(f"unknown method {name!r}: choose one of {', '.join([*FROZEN, *METHODS])}, 'miram-' and the name of an attention, or give "
-                     'it an entry of its own')
+    raise ValueError(f"unknown method {name!r}: choose one of {', '.join([*FROZEN, *METHODS])}, 'miram-' and the name of an attention, "
+                     'or give it an entry of its own')
 
 # %% ../../nbs/study/75_plan.ipynb #584e615b
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def _check_fields(p):
     for f in ('n_boot','ft_epochs','context'):
         if not getattr(p, f)>0: raise ValueError(f'{f}={getattr(p, f)}: must be above 0')
     for m in p.methods:
-        if m.startswith('.') or set(m)&set('/\\:*?'): raise ValueError(f'methods: {m!r} becomes the name of a folder; leave /, \\, : and a first dot out')
+        if m.startswith('.') or set(m)&set('/\\:*?'):
+            raise ValueError(f'methods: {m!r} becomes the name of a folder; leave /, \\, : and a first dot out')
         r = p.recipe_of(m)
         if r is not None and r.img_size!=p.recipe.img_size:
             raise ValueError(f'methods.{m}: img_size={r.img_size}, the study has {p.recipe.img_size}; all methods must see the same crops')
@@ -87,7 +88,8 @@ def recipe_of(self:StudyPlan,
     "The recipe of a run; raises `ValueError` naming the method for an entry that cannot work"
     e = dict(self.methods[method])
     if 'frozen' in e:
-        if len(e)>1: raise ValueError(f'methods.{method}: a frozen encoder is not trained, so {sorted(set(e)-{"frozen"})[0]!r} means nothing')
+        more = sorted(set(e)-{'frozen'})
+        if more: raise ValueError(f'methods.{method}: a frozen encoder is not trained, so {more[0]!r} means nothing')
         return None
     try:
         start = get_recipe(e.pop('base')) if 'base' in e else self.recipe
@@ -124,7 +126,8 @@ def plan_from(
     beside = Path(source).parent/str(base)
     try:
         if base is not None: return load_plan(beside if str(base) not in shipped_plans() and beside.is_file() else base).change(**d)
-        if lost := {'recipe','methods'}-set(d): raise ValueError(f'{sorted(lost)[0]!r} is missing; give it, or name a base: {", ".join(shipped_plans())}')
+        lost = sorted({'recipe','methods'}-set(d))
+        if lost: raise ValueError(f'{lost[0]!r} is missing; give it, or name a base: {", ".join(shipped_plans())}')
         if bad := sorted(set(d)-set(_HINTS)): raise ValueError(f'{bad[0]!r} is no field of a plan; there are {", ".join(_HINTS)}')
         return StudyPlan(**d | dict(recipe=recipe_from(d['recipe'], 'recipe')))
     except (ValueError, TypeError) as e: raise ValueError(f'{source}: {e}') from None
@@ -178,7 +181,8 @@ def check_plan(
     if out is None: return
     there = next(f for f in [Path(out).resolve(), *Path(out).resolve().parents] if f.exists())
     need,free = disk_bytes(plan, workers),shutil.disk_usage(there).free
-    if need>free: raise DataError(f'{out}: the study needs {need/1e9:.1f} GB, {free/1e9:.1f} GB are free; make room or choose another folder')
+    if need>free:
+        raise DataError(f'{out}: the study needs {need/1e9:.1f} GB, {free/1e9:.1f} GB are free; make room or choose another folder')
 
 def _state_bytes(model): return sum(v.numel()*v.element_size() for v in model.state_dict().values())
 
@@ -241,6 +245,7 @@ def plan_cost(
     t = pd.DataFrame({'GFLOP a crop': {m: v['train']/1e9 for m,v in need.items()}, 'crops at once': micro, 'GiB': gib}).join(
         pd.DataFrame(pflop).T.add_suffix(' (PFLOP)'))
     hours = {k: float(pd.DataFrame(pflop).to_numpy().sum())*1e15/(rate*1e12*utilisation)/3600 for k,(rate,_) in GPU_CLASSES.items()}
-    fits = {k: 'fits' if max(gib.values(), default=0)<.9*room else 'too little: set micro, or checkpointing' for k,(_,room) in GPU_CLASSES.items()}
+    most = max(gib.values(), default=0)
+    fits = {k: 'fits' if most<.9*room else 'too little: set micro, or checkpointing' for k,(_,room) in GPU_CLASSES.items()}
     t.attrs['disk_gb'] = disk_bytes(plan, workers)/1e9
     return t,pd.DataFrame({'hours': hours, 'memory': fits})

@@ -69,7 +69,8 @@ def _loss_figures(study):
 
 def _reconstructions(study, cache):
     "What each method with decoders makes of four validation lesions"
-    low,high = (o.as_subclass(torch.Tensor) for o in next(iter(pretrain_dls(cache, img_size=study.plan.recipe.img_size, batch_size=4, device='cpu').valid)))
+    low,high = (o.as_subclass(torch.Tensor) for o in next(iter(pretrain_dls(cache, img_size=study.plan.recipe.img_size, batch_size=4,
+                                                                            device='cpu').valid)))
     models = {m: study.model(m, study.seeds(m)[0]) for m in study.trained() if hasattr(recipe_model(study.plan.recipe_of(m)), 'decoders')}
     return {f'reconstruction-{m}': plot_reconstruction(v, low, high, n=4, generator=torch.Generator().manual_seed(0),
                                                        title=f'{m}, validation lesions') for m,v in models.items()}
@@ -109,7 +110,8 @@ def split_counts(
         'valid','test']).fillna(0).astype(int)
 
 # %% ../../nbs/study/78_report.ipynb #a64e04bd
-_INTRO = '''<p class="note">Research software. Nothing here is a diagnosis, and a small study decides little: read the intervals, not the order.</p>
+_INTRO = '''<p class="note">Research software. Nothing here is a diagnosis, and a small study decides little:
+read the intervals, not the order.</p>
 <h2>Results on the test patients</h2>{table}
 <p>Mean over seeds with a 95 % interval from a bootstrap of patients; the difference column compares on the same patients,
 with a permutation p after Holm. Encoders are frozen; the probe is logistic regression, its penalty chosen on validation patients.</p>
@@ -125,7 +127,8 @@ def write_report(
 )->Path:                   # `path`
     "A self-contained HTML page of a study"
     tab = lambda d: d.to_html(border=0, na_rep='')
-    body = _INTRO.format(table=tab(table), counts=tab(counts), figures=html_figures(figures), facts=html.escape(json.dumps(facts, indent=1)))
+    body = _INTRO.format(table=tab(table), counts=tab(counts), figures=html_figures(figures),
+                         facts=html.escape(json.dumps(facts, indent=1)))
     with replacing(path) as f: f.write_text(html_page(title, body), encoding='utf-8')
     return Path(path)
 
@@ -175,7 +178,8 @@ def write_study(
     for k,f in figs.items():
         with replacing(out/'figures'/f'{k}.png') as path: path.write_bytes(figure_png(f))
     told = json.loads((out/'manifest.json').read_text()) | dict(processor=hardware('cpu')) | (facts or {})
-    write_report(out/'report.html', 'miram: what pretraining is worth', tables[main], split_counts(with_label(cache.table, main[0]), main[0]), figs, told)
+    write_report(out/'report.html', 'miram: what pretraining is worth', tables[main],
+                 split_counts(with_label(cache.table, main[0]), main[0]), figs, told)
     return tables
 
 # %% ../../nbs/study/78_report.ipynb #bbd975af
@@ -186,8 +190,10 @@ def cost_text(
 )->str:                   # Lines
     "What a study will need, for a terminal"
     t,gpus = plan_cost(plan, table.split.value_counts().to_dict(), workers=workers)
-    return (f'What {len(plan.methods)} methods from {len(plan.seeds)} seed{"s"*(len(plan.seeds)>1)} need, by count; hours on one GPU at 30 % of its '
-            f'stated rate:\n{t.round(2).to_string()}\n{gpus.round(2).to_string()}\n{t.attrs["disk_gb"]:.2f} GB on the disk, without the crops')
+    n = len(plan.seeds)
+    head = f'What {len(plan.methods)} methods from {n} seed{"s"*(n>1)} need, by count; hours on one GPU at 30 % of its stated rate:'
+    disk = f'{t.attrs["disk_gb"]:.2f} GB on the disk, without the crops'
+    return '\n'.join([head, t.round(2).to_string(), gpus.round(2).to_string(), disk])
 
 def study_job(
     plan:StudyPlan,         # Methods, seeds, tasks and protocol

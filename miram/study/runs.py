@@ -152,7 +152,8 @@ def run_one(
 # %% ../../nbs/study/76_runs.ipynb #04d15758
 def _check_folder(plan, cache, out):
     "Write the study's `plan.json`, or raise `DataError` when the folder holds another study"
-    now,path = dict(protocol=protocol(plan), methods=json.loads(str(plan))['methods'], crops=cache.hash, miram=miram.__version__),Path(out)/'plan.json'
+    now,path = dict(protocol=protocol(plan), methods=json.loads(str(plan))['methods'], crops=cache.hash,
+                    miram=miram.__version__),Path(out)/'plan.json'
     was = json.loads(path.read_text()) if path.exists() else None
     if was:
         diff = differences(was['protocol'], now['protocol'])
@@ -260,8 +261,8 @@ def run_study(
 )->dict:                # Errors by method and seed
     """Train and probe all runs that are not finished; one that fails is recorded and reported by a warning
 
-    Raises `LeakError` naming patients on two sides, `DataError` for a folder of another study, a task that cannot be probed, a full disk, or
-    when every run failed."""
+    Raises `LeakError` naming patients on two sides, `DataError` for a folder of another study, a task that cannot be probed, a full
+    disk, or when every run failed."""
     size = getattr(executor, '_max_workers', 1)
     join_processes(kwargs.get('device'))
     together(lambda: _prepare(plan, cache, out, size))

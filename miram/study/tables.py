@@ -65,7 +65,8 @@ def read_study(
 )->dict:            # A `Study` by task and probe, of those that have a result
     "All tasks and probes of a study"
     pairs = [(t,p) for t in plan.all_tasks for p in plan.probes]
-    return {k: Study(plan, out, *k) for k in pairs if any(_result(run_folder(out, m, s), *k).exists() for m in plan.methods for s in plan.seeds)}
+    return {k: Study(plan, out, *k) for k in pairs if any(_result(run_folder(out, m, s), *k).exists() for m in plan.methods
+                                                          for s in plan.seeds)}
 
 # %% ../../nbs/study/77_tables.ipynb #13c700b2
 @patch
