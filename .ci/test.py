@@ -12,6 +12,10 @@ from pathlib import Path
 
 from common import ROOT, tally
 
+# What most notebooks import, and nothing of miram: importing starts no threads, so a fork of this process is a fresh one
+PRELOAD = ('nbdev.test', 'torch', 'torchvision', 'timm', 'fastai.learner', 'fastai.callback.all', 'fastai.data.all', 'fastai.distributed',
+           'matplotlib', 'pandas', 'scipy.stats', 'sklearn.linear_model', 'pydicom', 'huggingface_hub', 'accelerate')
+
 def find(names=()):
     "The notebooks that `nbdev_test` would test, or those in `names`"
     from nbdev.doclinks import nbglob
@@ -68,7 +72,7 @@ def main():
     a = ap.parse_args()
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//a.workers)))
     from nbdev.config import get_config
-    import_module('nbdev.test')  # once here, not once a notebook where processes are forked
+    for o in PRELOAD: import_module(o)  # once here, not once a notebook where processes are forked
     force = set(a.flags.split()) | ({'real'} if os.environ.get('MIRAM_CBIS') else set())
     files, times = find(a.notebooks), Times()
     if not files: sys.exit(f'no notebook found below {ROOT/"nbs"}')

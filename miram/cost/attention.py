@@ -232,7 +232,7 @@ def cost_of_attention(
 )->pd.DataFrame:       # From `attention_cost`; its `attrs['hardware']` names the machine
     "Measure all attentions and their rivals; `attention.csv` and `attention.png` are written to `out`"
     kept = device=='cpu' and keep_memory()
-    df = attention_cost(attention_rivals(dim, heads, landmarks), tokens, dim, heads, n=rounds, device=device, against=PACKAGES)
+    df = attention_cost(attention_rivals(dim, heads, landmarks), tokens, dim, heads, rounds=rounds, device=device, against=PACKAGES)
     where = hardware(device) + (', memory kept' if kept else '')
     told = df.assign(hardware=where, dim=dim, heads=heads, landmarks=landmarks)
     with replacing(Path(out)/'attention.csv') as f: told.to_csv(f, index=False)
