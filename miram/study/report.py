@@ -138,6 +138,7 @@ def demo_job(
 )->Study:
     "Archive → table → crops → study → report; says on the way what it does"
     start,out = time.perf_counter(),Path(out)
+    for m in recipe.methods: check_method(m)
     build_model(recipe, recipe.methods[0])
     _say(1, f'lesions: {lesions or f"a phantom of {patients} patients"}')
     table,root = study_lesions(lesions, images, phantom=out/'phantom', patients=patients, label=recipe.label, seed=data_seed, executor=executor)
