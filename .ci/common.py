@@ -1,10 +1,14 @@
 """What the check scripts share: where the project lies, a copy to work on, and the count of what ran."""
-import os, shutil, subprocess
+import os, shutil, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 UNTRACKED = ('.git', '.venv', '_proc', '_docs', 'build', 'dist', '*.egg-info', '__pycache__', '.ipynb_checkpoints', '.quarto', 'miram-demo',
              'nbdev.yml', 'sidebar.yml')
+
+# What a script starts finds compiled modules, also where the machine keeps Python from writing them beside the sources
+os.environ['PYTHONPYCACHEPREFIX'] = str(Path(sys.prefix)/'bytecode')
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 
 def copy_tree(dest):
     "Copy the project's own files to the new folder `dest`, where a check may write"
