@@ -60,8 +60,8 @@ class RunLog(Callback):
         tensorboard:bool=True, # Also write for TensorBoard, where it is installed
     ): self.folder,self.every,self.tensorboard,self.file,self.board = Path(folder),every,tensorboard,None,None
 
-    def before_fit(self): self.rows,self.last,self.waited,self.quiet = [],None,self.learn.waited,rank_distrib()>0
-    def before_train(self): self.last,self.waited = time.perf_counter(),self.learn.waited
+    def before_fit(self): self.rows,self.last,self.wait_before,self.quiet = [],None,self.learn.waited,rank_distrib()>0
+    def before_train(self): self.last,self.wait_before = time.perf_counter(),self.learn.waited
 
 # %% ../../nbs/train/66_watch.ipynb #225a8474
 _SEEN = 'images_per_s','data_wait','memory_mib' # what the record of a run does not know
@@ -78,8 +78,8 @@ def after_batch(self:RunLog):
     if not self.training or self.quiet: return
     if self.file is None: self._open()
     now,rec = time.perf_counter(),self.learn.scale_recorder.steps[-1]
-    took,wait = max(now-self.last, 1e-9),self.learn.waited-self.waited
-    self.last,self.waited = now,self.learn.waited
+    took,wait = max(now-self.last, 1e-9),self.learn.waited-self.wait_before
+    self.last,self.wait_before = now,self.learn.waited
     self.rows.append(self._row(rec, dict(images_per_s=round(self.learn.n_images/took, 2), data_wait=round(wait/took, 4),
                                          memory_mib=round(_memory_mib(), 1))))
     if len(self.rows)>=self.every: self._flush()
