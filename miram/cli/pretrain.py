@@ -57,7 +57,7 @@ def miram_pretrain(
     from fastai.torch_core import rank_distrib
     from miram.data.crops import CropCache
     from miram.memory import keep_memory
-    from miram.study.runs import join_processes, together
+    from miram.train.distributed import join_processes, together
     from miram.train.recipe import get_recipe, parse_settings
     from miram.train.run import run_pretraining
     keep_memory()

@@ -23,8 +23,9 @@ from ..files import replacing
 from ..jobs import cores, process_pool
 from ..memory import hardware
 from .plan import StudyPlan, check_plan, plan_cost
-from .runs import join_processes, run_study, together
+from .runs import run_study
 from .tables import Study, read_study, write_tables
+from ..train.distributed import join_processes, together
 from ..train.recipe import METHODS, recipe_model
 from ..viz.plot import (figure_png, html_figures, html_page, plot_cost, plot_intervals, plot_learning_curve, plot_losses,
                             plot_reconstruction)
