@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from pathlib import Path
 from torch import distributed as dist
 import miram
+from ..data.crops import crops_hash
 from ..data.loaders import CropDL
 from .learner import PretrainLearner
 from ..files import replacing
@@ -89,14 +90,6 @@ def _world():
     "Number of processes that share the run"
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-def _crops_hash(cache):
-    "SHA-256 of a cache's table and crops"
-    h = hashlib.sha256()
-    for f in ('table.csv','crops.npy'):
-        with open(Path(cache.path)/f, 'rb') as o:
-            while block := o.read(1<<20): h.update(block)
-    return h.hexdigest()
-
 def data_identity(
     dl, # A loader
 )->dict: # JSON values
@@ -104,7 +97,7 @@ def data_identity(
     if not isinstance(dl, CropDL): return dict(kind=type(getattr(dl, 'dataset', dl)).__name__, items=len(getattr(dl, 'dataset', dl)))
     cache = dl.dataset.cache
     rows = np.ascontiguousarray(dl.dataset.rows, dtype=np.int64)
-    return dict(kind='crops', items=len(rows), crops=_crops_hash(cache)[:16], rows=hashlib.sha256(rows.tobytes()).hexdigest()[:16],
+    return dict(kind='crops', items=len(rows), crops=crops_hash(cache), rows=hashlib.sha256(rows.tobytes()).hexdigest()[:16],
                 mean=float(cache.mean), std=float(cache.std))
 
 # %% ../../nbs/train/64_resume.ipynb #649f8228
