@@ -337,8 +337,8 @@ def _stateful(learn):
 def loop_state(self:PretrainLearner)->dict: # Plain values and tensors, without weights and optimiser
     "Position, counters, random states, loaders and callbacks: the small part of the state of a run"
     rec = getattr(self, 'recorder', None)
-    return dict(at=tuple(self.at), train_iter=self.train_iter, pct_train=self.pct_train, lr_scale=self.lr_scale, micro=self.micro, asked=self.asked,
-                rng=rng_state(), began=self.began, loaders=[loader_state(dl) for dl in self.dls.loaders],
+    return dict(at=tuple(self.at), train_iter=self.train_iter, pct_train=self.pct_train, lr_scale=self.lr_scale,
+                micro=self.micro, asked=self.asked, rng=rng_state(), began=self.began, loaders=[loader_state(dl) for dl in self.dls.loaders],
                 recorder=_recorder_state(rec) if rec else None, callbacks={k: cb.state_dict() for k,cb in _stateful(self).items()})
 
 @patch

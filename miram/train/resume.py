@@ -164,8 +164,8 @@ class Checkpoint(Callback):
         self.serial,self.slot = (0,0) if state is None else (state['serial']+1,1-SLOTS.index(name))
         if state is None: self.resumed = None; self.save()
         else:
-            if diff := differences(state['about'], self.about): raise ValueError(
-                f'{self.folder} holds the checkpoint of another run ({"; ".join(diff)}{_why(diff)}): choose another folder, or delete this one')
+            if diff := differences(state['about'], self.about): raise ValueError(f'{self.folder} holds the checkpoint of another run '
+                f'({"; ".join(diff)}{_why(diff)}): choose another folder, or delete this one')
             self.resumed,self.learn.pending = tuple(state['at']),_own(state)
         self.done,self.when = self.learn.train_iter if state is None else state['train_iter'],time.monotonic()
         if self.signals and threading.current_thread() is threading.main_thread():
