@@ -16,6 +16,7 @@ from multiprocessing import active_children, current_process, get_all_start_meth
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .files import DataError
 from .memory import keep_memory
@@ -237,18 +238,21 @@ class Claim:
             if self.token not in f.read(4096): self.lost = True
             elif os.getpid()==self.pid: os.utime(fd if os.utime in os.supports_fd else self.path)
 
-    def check(self):
-        "Call before writing: raises `ClaimLost` when another has taken the folder"
-        if not self.lost: self._touch()
-        if self.lost: raise ClaimLost(f'{self.folder} now belongs to {_name(_look(self.path)[0] or {})}, since this process did not '
-                                      'answer for too long; it goes on there, and this one has to stop')
+# %% ../nbs/04_jobs.ipynb #63292fa3
+@patch
+def check(self:Claim):
+    "Call before writing: raises `ClaimLost` when another has taken the folder"
+    if not self.lost: self._touch()
+    if self.lost: raise ClaimLost(f'{self.folder} now belongs to {_name(_look(self.path)[0] or {})}, since this process did not '
+                                  'answer for too long; it goes on there, and this one has to stop')
 
-    def release(self):
-        "Remove the claim, if it is still this one's"
-        self.done.set()
-        if os.getpid()!=self.pid: return
-        with suppress(OSError, DataError), _guarded(self.folder):
-            if (_look(self.path)[0] or {}).get('token')==self.token: self.path.unlink()
+@patch
+def release(self:Claim):
+    "Remove the claim, if it is still this one's"
+    self.done.set()
+    if os.getpid()!=self.pid: return
+    with suppress(OSError, DataError), _guarded(self.folder):
+        if (_look(self.path)[0] or {}).get('token')==self.token: self.path.unlink()
 
 # %% ../nbs/04_jobs.ipynb #c9bf2960
 def _take(folder, beat, stale):
