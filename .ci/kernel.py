@@ -37,8 +37,13 @@ def clean(outputs):
         else: kept.append(o)
     return kept
 
-def run(path, force, store):
-    "Execute one notebook; the error as text, or None"
+def run(path, force, store, tries=3):
+    "Execute one notebook; the error as text, or None. Two kernels that start at once may take one port: the one that dies starts again"
+    err, secs = execute(path, force, store)
+    return run(path, force, store, tries - 1) if tries > 1 and err and err.startswith('Kernel died before replying') else (err, secs)
+
+def execute(path, force, store):
+    "`run`, once"
     nb = nbformat.read(path, as_version=4)
     if any(re.search(r'^skip_exec:\s*true', c.source, re.M) for c in nb.cells if c.cell_type == 'raw'): return None, 0.
     flags = set(get_config(path=ROOT).tst_flags.split()) - set(force)
