@@ -233,10 +233,10 @@ def wheel():
 
 @check
 def wheel_built():
-    "Source distribution and wheel build, and hold every module"
+    "Source distribution and wheel build, and hold every module and plan"
     from zipfile import ZipFile
     names = set(ZipFile(wheel()).namelist())
-    missing = texts(ROOT, 'miram/**/*.py').keys() - names
+    missing = texts(ROOT, 'miram/**/*.py', 'miram/**/*.toml').keys() - names
     assert not missing, f'not in the wheel: {sorted(missing)}'
     others = {o.split('/')[0] for o in names if '.dist-info/' not in o} - {'miram'}
     assert not others, f'does not belong into the wheel: {sorted(others)}'
