@@ -23,7 +23,7 @@ from ..evaluate.probe import probe_split
 from ..files import DataError
 from ..models.counting import count_step
 from ..models.pretrained import init_encoder
-from ..train.recipe import METHODS, Recipe, _typed, get_recipe, read_settings, recipe_from, recipe_model
+from ..train.recipe import METHODS, Recipe, _typed, base_of, get_recipe, read_settings, recipe_from, recipe_model
 
 # %% ../../nbs/study/75_plan.ipynb #557e5a4c
 FROZEN = {'random': dict(frozen='random'), 'mae-imagenet': dict(frozen='timm:vit_base_patch16_224.mae')}
@@ -123,9 +123,8 @@ def plan_from(
 )->StudyPlan:
     "A plan from a table of fields; raises `ValueError` naming the source"
     d = dict(d); base = d.pop('base', None)
-    beside = Path(source).parent/str(base)
     try:
-        if base is not None: return load_plan(beside if str(base) not in shipped_plans() and beside.is_file() else base).change(**d)
+        if base is not None: return load_plan(base_of(base, source, shipped_plans())).change(**d)
         lost = sorted({'recipe','methods'}-set(d))
         if lost: raise ValueError(f'{lost[0]!r} is missing; give it, or name a base: {", ".join(shipped_plans())}')
         if bad := sorted(set(d)-set(_HINTS)): raise ValueError(f'{bad[0]!r} is no field of a plan; there are {", ".join(_HINTS)}')

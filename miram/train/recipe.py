@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RECIPES', 'Method', 'register_method', 'mask_feed', 'view_feed', 'Recipe', 'read_settings',
-           'parse_settings', 'get_recipe', 'recipe_from', 'scaled_lr', 'warmup_cosine', 'decay_groups', 'adamw',
-           'recipe_model']
+           'parse_settings', 'base_of', 'get_recipe', 'recipe_from', 'scaled_lr', 'warmup_cosine', 'decay_groups',
+           'adamw', 'recipe_model']
 
 # %% ../../nbs/train/60_recipe.ipynb #c83bb168
 import inspect, json, torch, types, typing, warnings
@@ -67,8 +67,7 @@ def _build_masked(scales):
     def build(r, in_chans=1):
         s,a = scales or r.scales,r.attention
         return create_miram(r.arch, r.img_size, r.patch_size, in_chans, a[:len(s)] if isinstance(a, tuple) else a, s, r.dec_dim,
-                            r.dec_depth,
-                            r.dec_heads, r.mask_ratio, attn_kw=r.attn_kw or None, focus=r.focus)
+                            r.dec_depth, r.dec_heads, r.mask_ratio, attn_kw=r.attn_kw or None, focus=r.focus)
     return build
 
 def _masked_loss(r, model):
@@ -242,6 +241,15 @@ def parse_settings(
     return d
 
 # %% ../../nbs/train/60_recipe.ipynb #73e74bfb
+def base_of(
+    base:str,        # What a file names as its base
+    source:str|Path, # That file
+    names,           # Names that are known
+)->str|Path:         # A known name, or a path, beside the file if there is such a file
+    "Where a file starts from"
+    beside = Path(source).parent/str(base)
+    return beside if str(base) not in names and beside.is_file() else base
+
 def get_recipe(
     name:str|Path, # One of `RECIPES`, or the path of a JSON or TOML file
     **changes      # Fields to change, see `Recipe.change`
@@ -260,8 +268,7 @@ def recipe_from(
     d = dict(d); base = d.pop('base', None)
     if base is None and set(_HINTS)-set(d):
         raise ValueError(f"{source}: names no recipe to start from; add \"base\", one of {', '.join(RECIPES)} or another file")
-    beside = Path(source).parent/str(base)
-    if base is not None: start = get_recipe(beside if str(base) not in RECIPES and beside.is_file() else base)
+    if base is not None: start = get_recipe(base_of(base, source, RECIPES))
     try: return Recipe(**d) if base is None else start.change(**d)
     except (ValueError, TypeError) as e: raise ValueError(f'{source}: {e}') from None
 
