@@ -103,5 +103,5 @@ def restore(
 )->Tensor:             # Full grid `(B,N,D)`, row-major
     "Put visible tokens back into their places and `mask_token` everywhere else"
     (b,k,d),n = x.shape,mask.ids_restore.shape[1]
-    full = torch.cat([x, mask_token.to(x.dtype).expand(b, n-k, d)], 1)     # (B,N,D), shuffled
+    full = torch.cat([x, mask_token.expand(b, n-k, d)], 1)     # (B,N,D), shuffled
     return full.gather(1, mask.ids_restore[...,None].expand(b, n, d))

@@ -73,34 +73,42 @@ class Attention(nn.Module):
 # %% ../../nbs/attention/10_base.ipynb #40412e7e
 @patch
 def project(self:Attention,
-    x:Tensor, # Tokens `(B,N,D)`
-)->tuple:     # q, k and v, each `(B,heads,N,d)`
-    "Queries, keys and values of `x`, from one matrix product"
-    return tuple(split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
+    x:Tensor,                  # Tokens `(B,N,D)`
+    context:Tensor|None=None,  # Tokens that they look at `(B,K,D)`; each other when absent
+)->tuple:                      # q `(B,heads,N,d)`, k and v `(B,heads,K,d)`
+    "Queries of `x`, keys and values of `context`, by the same weights whichever it is"
+    if context is None: return tuple(split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
+    w,b = self.qkv.weight,self.qkv.bias
+    (wq,wkv),(bq,bkv) = [(None,None) if t is None else t.split([self.dim, 2*self.dim]) for t in (w,b)]
+    return tuple(split_heads(t, self.heads) for t in (F.linear(x, wq, bq), *F.linear(context, wkv, bkv).chunk(2, dim=-1)))
 
 # %% ../../nbs/attention/10_base.ipynb #33919a55
 @patch
 def mix(self:Attention,
     q:Tensor, # Queries `(B,heads,N,d)`
-    k:Tensor, # Keys `(B,heads,N,d)`
-    v:Tensor, # Values `(B,heads,N,d)`
+    k:Tensor, # Keys `(B,heads,K,d)`
+    v:Tensor, # Values `(B,heads,K,d)`
 )->Tensor:    # Mixed values `(B,heads,N,d)`
     "Mix the values; raises `NotImplementedError` here, each variant has its own"
     raise NotImplementedError(f'{type(self).__name__} defines neither mix nor attend')
 
 @patch
 def attend(self:Attention,
-    x:Tensor, # Tokens `(B,N,D)`
-)->Tensor:    # Mixed values `(B,N,D)`, heads side by side
+    x:Tensor,                 # Tokens `(B,N,D)`
+    context:Tensor|None=None, # Tokens that they look at `(B,K,D)`; each other when absent
+    ids:Tensor|None=None,     # Which cells of the grid the context shows `(B,K-n_prefix)`; all when absent
+)->Tensor:                    # Mixed values `(B,N,D)`, heads side by side
     "Everything before the last projection"
-    return merge_heads(self.mix(*self.project(x)))
+    return merge_heads(self.mix(*self.project(x, context)))
 
 @patch
 def forward(self:Attention,
-    x:Tensor, # Tokens `(B,N,D)`
-)->Tensor:    # Tokens `(B,N,D)`
-    "Attention of the tokens `x` to one another"
-    return self.proj(self.attend(x))
+    x:Tensor,                 # Tokens `(B,N,D)`
+    context:Tensor|None=None, # Tokens that they look at `(B,K,D)`; each other when absent
+    ids:Tensor|None=None,     # Which cells of the grid the context shows `(B,K-n_prefix)`, for attentions that care; all when absent
+)->Tensor:                    # Tokens `(B,N,D)`
+    "Attention of the tokens `x` to one another, or to those of `context`"
+    return self.proj(self.attend(x) if context is None else self.attend(x, context, ids))
 
 # %% ../../nbs/attention/10_base.ipynb #ed2972da
 @patch

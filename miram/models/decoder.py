@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention.registry import get_attention
 from ..masking import take_tokens
 from ..patches import sincos_2d
+from .vit import init_linear
 
 # %% ../../nbs/models/22_decoder.ipynb #bd95f08c
 class _GeluLinear(torch.autograd.Function):
@@ -99,6 +100,7 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*[DecoderBlock(dim, heads, grid, attention, n_prefix, **attn_kw) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, patch_size**2*in_chans)
+        self.apply(init_linear)
 
 # %% ../../nbs/models/22_decoder.ipynb #dc1a4b7b
 @patch
@@ -116,7 +118,7 @@ def forward(self:Decoder,
     if x.shape[1]!=self.pos.shape[1]:
         raise ValueError(
             f'the decoder was built for {self.pos.shape[1]} tokens ({self.n_prefix}+{self.grid[0]}x{self.grid[1]}), got {x.shape[1]}')
-    x = x+self.pos.to(x.dtype)
+    x = x+self.pos                                                     # float32 also under autocast
     for blk in self.blocks[:-1]: x = self._block(blk, x)
     if ids is None: return self.head(self.norm(self._block(self.blocks[-1], x)[:,self.n_prefix:]))
     return self.head(self.norm(self._block(self.blocks[-1], x, ids+self.n_prefix)))

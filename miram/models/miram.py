@@ -15,7 +15,7 @@ from ..attention.registry import attention_names
 from .losses import scale_ids
 from .decoder import Decoder
 from ..masking import hidden_ids, random_mask, restore, tissue_weights
-from .vit import Encoder, create_encoder
+from .vit import Encoder, create_encoder, init_linear
 
 # %% ../../nbs/models/24_miram.ipynb #d1c250c8
 def upsample_tokens(
@@ -68,6 +68,7 @@ class MIRAM(nn.Module):
         dims = dims[:1] if share_embed else dims
         self.embed = nn.ModuleList([nn.Linear(encoder.embed_dim, d) for d in dims])
         self.mask_token = nn.ParameterList([nn.Parameter(zeros(1,1,d)) for d in dims])
+        self.embed.apply(init_linear)
         for t in self.mask_token: nn.init.normal_(t, std=.02)
 
 def _check_decoders(encoder, decoders, scales):
