@@ -62,11 +62,11 @@ def sincos_2d(
     dim:int,             # Token width `D`, a multiple of 4
     grid:tuple[int,int], # Rows and columns of the patch grid
     n_prefix:int=0,      # Prefix tokens (CLS, registers) that get zeros
+    scale:int=1,         # How many times finer the grid is whose coordinates are meant; a patch then sits in the middle of the cells it covers
 )->Tensor:               # Codes `(n_prefix+rows*cols, D)`, float32
     "Fixed 2-D sine-cosine position code, columns before rows (MAE, arXiv 2111.06377); raises `ValueError` for a `dim` not divisible by 4"
     if dim%4: raise ValueError(f'a 2-D sine-cosine code needs a width divisible by 4, got {dim}')
-    rows,cols = grid
-    i,j = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing='ij')
+    i,j = torch.meshgrid(*[torch.arange(n)*scale+(scale-1)/2 for n in grid], indexing='ij')
     code = torch.cat([sincos_1d(dim//2, j.flatten()), sincos_1d(dim//2, i.flatten())], 1)
     return torch.cat([code.new_zeros(n_prefix, dim), code]).float()
 

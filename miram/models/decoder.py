@@ -69,17 +69,20 @@ class DecoderBlock(nn.Module):
         self.mlp = LeanMlp(dim, int(dim*mlp_ratio))
 
     def forward(self,
-        x:Tensor,              # Tokens `(B,N,D)`
-        keep:Tensor|None=None, # Numbers of the tokens to go on with after attention `(B,M)`; all when absent
-    )->Tensor:                 # `(B,N,D)`, or `(B,M,D)`
-        "Attention among all tokens, then the MLP of those to `keep`"
-        x = x+self.attn(self.norm1(x))
+        x:Tensor,                 # Tokens `(B,N,D)`
+        keep:Tensor|None=None,    # Numbers of the tokens to go on with after attention `(B,M)`; all when absent
+        context:Tensor|None=None, # Tokens to look at instead of each other `(B,K,D)`
+        ids:Tensor|None=None,     # Which cells of the grid the context shows `(B,K-n_prefix)`
+    )->Tensor:                    # `(B,N,D)`, or `(B,M,D)`
+        "Attention among all tokens or to the `context`, then the MLP of those to `keep`"
+        x = x+self.attn(self.norm1(x), context, ids)
         if keep is not None: x = take_tokens(x, keep)
         return x+self.mlp(self.norm2(x))
 
 # %% ../../nbs/models/22_decoder.ipynb #c383ebca
 class Decoder(nn.Module):
     "Transformer decoder from a full token grid to patch pixels (MAE, arXiv 2111.06377; either branch of MIRAM, arXiv 2503.07157)"
+    reads = 'grid' # what it looks at: the tokens of the full grid
     def __init__(self,
         grid:tuple[int,int],     # Rows and columns of the token grid
         patch_size:int=16,       # Patch side in pixels

@@ -8,7 +8,6 @@ __all__ = ['patch_targets', 'masked_mse', 'scale_mask', 'scale_ids', 'MultiScale
 # %% ../../nbs/models/21_losses.ipynb #1ebe2301
 import torch.nn.functional as F
 from fastcore.basics import patch
-from math import isqrt
 from torch import Tensor, arange, float32, promote_types
 from ..masking import take_tokens
 from ..patches import downsample, patchify
@@ -95,21 +94,23 @@ def parts(self:MultiScaleLoss,
     high:Tensor,  # Images at the highest resolution `(B,C,f*H,f*W)`, for some whole `f`
 )->tuple:         # One unweighted scalar a scale
     "The error of each scale by itself; raises `ValueError` when `high` does not fit the prediction"
-    p,n,(h,w) = self.patch_size,out.mask.shape[1],high.shape[-2:]
-    f = isqrt(max(h*w//(n*p*p), 1))
-    if h*w!=n*p*p*f*f or h%(p*f) or w%(p*f): raise ValueError(f'a target of {h}x{w} pixels is no whole multiple of {n} patches of {p}x{p}')
+    p,(rows,cols),(h,w) = self.patch_size,out.grid,high.shape[-2:]
+    f = max(h//(rows*p), 1)
+    if (h,w)!=(rows*p*f,cols*p*f):
+        raise ValueError(f'a target of {h}x{w} pixels is no whole multiple of the {rows*p}x{cols*p} that the model sees, '
+                         f'{rows}x{cols} patches of {p}x{p}')
     if len(out.preds)!=len(self.scales): raise ValueError(f'the model predicts {len(out.preds)} scales, the loss expects {self.scales}')
-    return tuple(self._part(pred, high, out, (h//(p*f), w//(p*f)), f, s, only)
-                 for pred,s,only in zip(out.preds, self.scales, self.masked_only))
+    asked = (None,)*len(self.scales) if out.asked is None else out.asked
+    return tuple(self._part(pred, high, out, ids, f, s, only) for pred,ids,s,only in zip(out.preds, asked, self.scales, self.masked_only))
 
 @patch
-def _part(self:MultiScaleLoss, pred, high, out, grid, factor, scale, only):
-    "The error of one scale; a prediction of hidden patches alone is compared with those"
-    target,ids = patch_targets(self._target_image(high, factor, scale), self.patch_size, self.norm_pix),getattr(out, 'hidden', None)
-    if ids is None: return masked_mse(pred, target, scale_mask(out.mask, grid, scale) if only else None)
+def _part(self:MultiScaleLoss, pred, high, out, ids, factor, scale, only):
+    "The error of one scale; a prediction of some hidden patches is compared with those"
+    target = patch_targets(self._target_image(high, factor, scale), self.patch_size, self.norm_pix)
+    if ids is None: return masked_mse(pred, target, scale_mask(out.mask, out.grid, scale) if only else None)
     if not only: raise ValueError(f'the loss at scale {scale} counts all patches, the model predicts hidden ones only; '
-                                  'pass masked_only=True, or hidden_only=False to the model')
-    target = take_tokens(target, scale_ids(ids, grid, scale))
+                                  'pass masked_only=True, or predict=None to the model')
+    target = take_tokens(target, scale_ids(ids, out.grid, scale))
     return masked_mse(pred, target) if target.shape[1] else pred.sum()
 
 @patch

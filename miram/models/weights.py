@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 import pandas as pd, torch
 from fastcore.basics import patch
+from functools import partial
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .. import __version__
+from .cross import CrossDecoder
 from .decoder import Decoder
 from .miram import MIRAM
 from .moco import MoCo
@@ -223,16 +225,17 @@ def load_encoder(
 def _miram_args(m):
     "The arguments that lead to a `MIRAM`, beside its encoder"
     plain = {k: getattr(m, k) for k in inspect.signature(MIRAM).parameters if k not in ('encoder', 'decoders', 'share_embed')}
-    decs = [dict(dim=d.dim, depth=len(d.blocks), heads=d.blocks[0].attn.heads, attention=d.attention, options=d.attn_kw)
-            for d in m.decoders]
+    decs = [dict(reads=d.reads, dim=d.dim, depth=len(d.blocks), heads=d.blocks[0].attn.heads, attention=d.attention, options=d.attn_kw,
+                 layers=getattr(d, 'layers', 1)) for d in m.decoders]
     return dict(plain, share_embed=len(m.embed)==1, decoders=decs)
 
 # %% ../../nbs/models/27_weights.ipynb #788a3c4f
 def _make_miram(enc, args):
     "A `MIRAM` around `enc`"
     rows,cols = enc.patch_embed.grid_size
-    decs = [Decoder((rows*s,cols*s), enc.patch_size, enc.in_chans, d['dim'], d['depth'], d['heads'], d['attention'], enc.num_prefix_tokens,
-                    **d['options']) for d,s in zip(args['decoders'], args['scales'])]
+    make = lambda d, s: partial(CrossDecoder, scale=s, layers=d['layers']) if d['reads']=='visible' else Decoder
+    decs = [make(d, s)((rows*s,cols*s), enc.patch_size, enc.in_chans, d['dim'], d['depth'], d['heads'], d['attention'],
+                       enc.num_prefix_tokens, **d['options']) for d,s in zip(args['decoders'], args['scales'])]
     return MIRAM(enc, decs, **{k: v for k,v in args.items() if k!='decoders'})
 
 def _moco_args(m):
