@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
-from timm.models import checkpoint_seq
+from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from ..masking import Mask, visible
@@ -95,16 +95,30 @@ def check_images(self:Encoder,
         raise ValueError(f'the encoder was built for images of (C,H,W) = {want}, got {tuple(x.shape[1:])}; see `set_input_size`')
 
 # %% ../../nbs/models/20_vit.ipynb #1a97bc51
+def _check_layers(layers, depth):
+    "Raise `ValueError` unless `layers` are numbers of blocks in ascending order"
+    bad = [l for l in layers if not 0<=l<depth]
+    if bad: raise ValueError(f'the encoder has blocks 0 to {depth-1}, and layers={tuple(layers)} asks for {bad[0]}')
+    if list(layers)!=sorted(set(layers)): raise ValueError(f'layers must ascend, each once, got {tuple(layers)}')
+
 @patch
 def forward_visible(self:Encoder,
-    x:Tensor,  # Images `(B,C,H,W)`
-    mask:Mask, # Which patches to see, from `random_mask`
-)->Tensor:     # Prefix and visible tokens `(B,P+K,D)`, after the final norm
-    "Encode only the patches that `mask` leaves visible; raises `ValueError` for images of another size or number of channels"
-    self.check_images(x)
-    z = self.norm_pre(self._embed_visible(x, mask))
+    x:Tensor,              # Images `(B,C,H,W)`
+    mask:Mask,             # Which patches to see, from `random_mask`
+    layers:tuple[int,...]=(), # Blocks, counted from 0 and ascending, whose output is wanted as well
+)->Tensor|tuple:           # Prefix and visible tokens `(B,P+K,D)`, after the final norm; with `layers` also a list of such, one a block
+    """Encode only the patches that `mask` leaves visible
+
+    Outputs of `layers` are normalised, without weights. Raises `ValueError` for images of another size or number of channels and for
+    a block that is not there."""
+    self.check_images(x); _check_layers(layers, len(self.blocks))
+    z,kept = self.norm_pre(self._embed_visible(x, mask)),[]
     checkpointed = self.grad_checkpointing and torch.is_grad_enabled()
-    return self.norm(checkpoint_seq(self.blocks, z) if checkpointed else self.blocks(z))
+    for i,blk in enumerate(self.blocks):
+        z = checkpoint(blk, z) if checkpointed else blk(z)
+        if i in layers: kept.append(F.layer_norm(z, z.shape[-1:], eps=1e-6))
+    return (self.norm(z),kept) if layers else self.norm(z)
+
 
 # %% ../../nbs/models/20_vit.ipynb #aaacb334
 def encode(
