@@ -114,7 +114,7 @@ def asked_ids(
     "Some of the patches that `mask` hides; raises `ValueError` for a share outside (0,1]"
     if not 0<share<=1: raise ValueError(f'the share of the hidden patches to predict must lie in (0,1], got {share}')
     hidden = hidden_ids(mask); n = hidden.shape[1]
-    if noise is not None: hidden = hidden.gather(1, noise.gather(1, hidden).argsort(1, stable=True))
+    if noise is not None: hidden = hidden.gather(1, noise.gather(1, hidden).argsort(dim=1, stable=True))
     return hidden[:,n-max(round(n*share), min(n, 1)):]
 
 # %% ../nbs/01_masking.ipynb #30616617

@@ -75,7 +75,7 @@ class DecoderBlock(nn.Module):
         ids:Tensor|None=None,     # Which cells of the grid the context shows `(B,K-n_prefix)`
     )->Tensor:                    # `(B,N,D)`, or `(B,M,D)`
         "Attention among all tokens or to the `context`, then the MLP of those to `keep`"
-        x = x+self.attn(self.norm1(x), context, ids)
+        x = x+self.attn(self.norm1(x), *(() if context is None else (context,ids)))
         if keep is not None: x = take_tokens(x, keep)
         return x+self.mlp(self.norm2(x))
 

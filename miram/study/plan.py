@@ -29,15 +29,17 @@ from ..train.recipe import METHODS, Recipe, _typed, base_of, get_recipe, read_se
 FROZEN = {'random': dict(frozen='random'), 'mae-imagenet': dict(frozen='timm:vit_base_patch16_224.mae')}
 
 def method_entry(
-    name:str, # Such as 'random', 'mae', 'moco', 'miram-nystrom', or a name of `METHODS`
+    name:str, # Such as 'random', 'mae', 'moco', 'miram-nystrom', 'miram-cross', or a name of `METHODS`
 )->dict:      # Fields of a recipe that differ from the study's, or `frozen`
     "What a name stands for; raises `ValueError` for a name that stands for nothing, listing those that do"
     if name in FROZEN: return dict(FROZEN[name])
     if name in METHODS: return dict(method=name) | (dict(micro=None) if METHODS[name].batchwise else {})
     kind,dash,attention = name.partition('-')
+    if attention=='cross' and kind in ('mae','miram'): return dict(method=kind, decoder='cross')
     if dash and kind=='miram':
         if attention in attention_names(): return dict(method='miram', attention=attention)
-        raise ValueError(f'unknown method {name!r}: there is no attention {attention!r}, choose one of {", ".join(attention_names())}')
+        raise ValueError(f'unknown method {name!r}: there is no attention {attention!r}; '
+                         f'choose one of {", ".join(attention_names())}, or cross')
     raise ValueError(f"unknown method {name!r}: choose one of {', '.join([*FROZEN, *METHODS])}, 'miram-' and the name of an attention, "
                      'or give it an entry of its own')
 

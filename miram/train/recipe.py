@@ -17,10 +17,10 @@ from fastcore.basics import patch
 from pathlib import Path
 from torch import nn
 from typing import NamedTuple
-from ..attention.registry import attention_names
+from ..attention.registry import attention_names, cross_attention_names
 from ..data.loaders import Augment
 from ..models.losses import MultiScaleLoss
-from ..models.miram import create_miram
+from ..models.miram import DECODERS, create_miram
 from ..models.moco import MoCoLoss, TwoViews, create_moco
 from ..models.pretrained import init_encoder
 from ..models.vit import ARCHS
@@ -67,7 +67,8 @@ def _build_masked(scales):
     def build(r, in_chans=1):
         s,a = scales or r.scales,r.attention
         return create_miram(r.arch, r.img_size, r.patch_size, in_chans, a[:len(s)] if isinstance(a, tuple) else a, s, r.dec_dim,
-                            r.dec_depth, r.dec_heads, r.mask_ratio, attn_kw=r.attn_kw or None, focus=r.focus)
+                            r.dec_depth, r.dec_heads, r.mask_ratio, share_embed=r.share_embed, attn_kw=r.attn_kw or None, focus=r.focus,
+                            decoder=r.decoder, predict=r.predict, independent=r.independent, key_layers=r.key_layers)
     return build
 
 def _masked_loss(r, model):
@@ -93,8 +94,13 @@ class Recipe:
     patch_size:int = 16          # Patch side in pixels, at both scales
     init:str|None = None         # Where the encoder starts, see `init_encoder`: a timm name, a file or a folder; random when absent
     scales:tuple = (1,2)         # MIRAM: scale of each decoder
-    attention:str|tuple = 'nystrom' # MIRAM: attention of the decoders above scale 1, or one for each scale
+    decoder:str = 'grid'         # One of `DECODERS`: 'grid', the paper's; 'cross', which looks at visible tokens alone, see `CrossDecoder`
+    attention:str|tuple|None = None # MIRAM: attention of the decoders above scale 1, or one for each scale; when absent 'nystrom', of cross decoders 'softmax'
     attn_kw:dict = field(default_factory=dict) # MIRAM: options of that attention, such as `dict(landmarks=64)`
+    predict:float|None = None    # Share of the hidden patches to predict in a step; when absent all patches, by cross decoders a third of the hidden
+    independent:bool = False     # MIRAM: choose those patches for each scale anew
+    key_layers:int = 1           # Layers of the encoder that cross decoders look at
+    share_embed:bool|None = None # MIRAM: one projection and mask token for both decoders; when absent, if their widths agree
     dec_dim:int = 512            # Decoder width
     dec_depth:int = 8            # Decoder blocks
     dec_heads:int = 16           # Decoder heads
@@ -167,13 +173,25 @@ def _check_range(r):
     if r.ema is not None and not 0<r.ema<1: raise ValueError(f'ema={r.ema}: the decay must lie between 0 and 1, or be absent')
 
 # %% ../../nbs/train/60_recipe.ipynb #b624c075
+def _check_decoding(r):
+    "Raise `ValueError` naming the field of the decoders that cannot work"
+    known = cross_attention_names() if r.decoder=='cross' else attention_names()
+    for a in (r.attention if isinstance(r.attention, tuple) else (r.attention,)):
+        if a not in (None,*known): raise ValueError(f'attention={a!r}: with decoder={r.decoder!r} choose one of {", ".join(known)}')
+    if r.predict is not None and not 0<r.predict<=1: raise ValueError(f'predict={r.predict}: the share of the hidden patches must lie in (0,1]')
+    if r.key_layers<1 or r.key_layers>1 and r.decoder!='cross':
+        raise ValueError(f"key_layers={r.key_layers}: must be at least 1, and above 1 needs decoder='cross'")
+    some,only = r.predict is not None or r.decoder=='cross',r.masked_only if isinstance(r.masked_only, tuple) else (r.masked_only,)
+    if some and not all(only):
+        raise ValueError(f'masked_only={r.masked_only}: a model that predicts some of the hidden patches cannot be judged by all; '
+                         "leave predict out and use decoder='grid', or set masked_only=true")
+
 def _check_recipe(r):
     "Raise `ValueError` naming the field that cannot work"
     for f in fields(r): object.__setattr__(r, f.name, _typed(_HINTS, f.name, getattr(r, f.name)))
     for f,allowed in dict(method=tuple(METHODS), arch=tuple(ARCHS), precision=('auto','fp32','bf16','fp16'),
-                          target=('native','upsampled')).items(): _one_of(r, f, allowed)
-    for a in (r.attention if isinstance(r.attention, tuple) else (r.attention,)):
-        if a not in attention_names(): raise ValueError(f'attention={a!r}: choose one of {", ".join(attention_names())}')
+                          target=('native','upsampled'), decoder=DECODERS).items(): _one_of(r, f, allowed)
+    _check_decoding(r)
     if not r.scales or set(r.scales)-{1,2}:
         raise ValueError(f'scales={r.scales}: choose from 1 and 2; crops are read at twice the resolution of img_size, not more')
     grid_size(r.img_size, r.patch_size)
