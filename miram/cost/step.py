@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEP_TARGETS', 'module_bytes', 'decoder_cost', 'step_cost', 'train_step', 'matrix_product', 'over_floor',
-           'matrix_seconds', 'hf_mae', 'step_counts', 'step_times', 'step_report', 'cost_of_step']
+           'matrix_seconds', 'hf_mae', 'step_counts', 'step_times', 'StepTarget', 'step_report', 'cost_of_step']
 
 # %% ../../nbs/cost/71_step.ipynb #aa70739d
 import pandas as pd, torch
@@ -13,6 +13,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from torch import Tensor, nn
+from typing import NamedTuple
 from ..files import replacing
 from ..memory import SavedStorages, hardware, keep_memory, saved_bytes
 from ..models.losses import MultiScaleLoss
@@ -122,19 +123,22 @@ def hf_mae(
 
 # %% ../../nbs/cost/71_step.ipynb #3e7bcc27
 def _builders(img_size, kw):
-    "Models of one setting by name, each built when called"
-    mk = lambda attention, **a: partial(create_miram, img_size=img_size, attention=attention, attn_kw=a, hidden_only=True, **kw)
-    return dict(mae=partial(create_mae, img_size=img_size, hidden_only=True, **kw), nystrom=mk('nystrom'), softmax=mk('softmax'),
-                materialised=mk('softmax', fused=False))
+    "Models of one setting by name, each built when called; all predict hidden patches alone, 'cross' a third of them at half the depth"
+    mk = lambda attention, **a: partial(create_miram, img_size=img_size, attention=attention, attn_kw=a, predict=1., **kw)
+    cross = kw | dict(dec_depth=max(kw.get('dec_depth', 8)//2, 1))
+    return dict(mae=partial(create_mae, img_size=img_size, predict=1., **kw), nystrom=mk('nystrom'), softmax=mk('softmax'),
+                materialised=mk('softmax', fused=False), cross=partial(create_miram, img_size=img_size, decoder='cross', predict=1/3, **cross))
 
 def step_counts(
-    img_size:int, # Low-resolution side in pixels
-    batch:int=1,  # Images
-    **kw          # Passed to `create_miram` and `create_mae`
-)->pd.DataFrame:  # `StepCount` of each model by name, and of `nystrom, checkpoints`
+    img_size:int,          # Low-resolution side in pixels
+    batch:int=1,           # Images
+    names:list|None=None,  # Models to count; all when absent
+    **kw                   # Passed to `create_miram` and `create_mae`
+)->pd.DataFrame:           # `StepCount` of each model by name, and of `nystrom, checkpoints`
     "What a step of each model of a setting costs, counted without taking it"
     rows = {}
     for name,make in _builders(img_size, kw).items():
+        if names is not None and name not in names: continue
         for checkpoints in (False,True)[:1+(name=='nystrom')]:
             with torch.device('meta'): m = make()
             m.set_grad_checkpointing(checkpoints)
@@ -145,7 +149,7 @@ def step_counts(
 # %% ../../nbs/cost/71_step.ipynb #ca319515
 def step_times(
     img_size:int,       # Low-resolution side in pixels
-    names:list[str],    # Rivals: 'mae', 'nystrom', 'softmax', 'hf' and 'hf, fused'
+    names:list[str],    # Rivals: 'mae', 'nystrom', 'softmax', 'cross', 'hf' and 'hf, fused'
     batch:int,          # Images
     rounds:int=5,       # Times that each has its turn
     **kw                # Passed to `create_miram` and `create_mae`
@@ -164,27 +168,46 @@ def step_times(
     return secs
 
 # %% ../../nbs/cost/71_step.ipynb #d8c568f4
-STEP_TARGETS = {'MIRAM 224→448 / MAE 224, time': 3., 'MIRAM 224→448 / softmax materialised, bytes': .55,
-                'MIRAM 448→896 / fused softmax, time': .45, 'MIRAM 448→896 / softmax materialised, bytes': .16,
-                'MIRAM 448→896 / floor, time': 1.3, 'MIRAM 448→896, checkpoints / without, bytes': .2, 'MAE 224 / Hugging Face, time': .95,
-                'MAE 224 / Hugging Face with fused optimiser, time': None, 'MAE 224 / floor, time': 1.25}
+class StepTarget(NamedTuple):
+    "A figure of `step_report`: `what` of the model `name`, at the low-resolution side `size`, over that of `other`"
+    what:str              # 'time', 'bytes', 'floor' (time over that of the linear layers) or 'GiB' (an image)
+    size:int              # Low-resolution side in pixels
+    name:str              # A model of `step_counts` or a rival of `step_times`
+    other:str|None=None   # What it is divided by
+    most:float|None=None  # What it should be at most
+
+_T = StepTarget
+STEP_TARGETS = {'MIRAM 224→448 / MAE 224, time': _T('time', 224, 'nystrom', 'mae', 3.),
+    'MIRAM 224→448 / softmax materialised, bytes': _T('bytes', 224, 'nystrom', 'materialised', .55),
+    'MIRAM 448→896 / fused softmax, time': _T('time', 448, 'nystrom', 'softmax', .45),
+    'MIRAM 448→896 / softmax materialised, bytes': _T('bytes', 448, 'nystrom', 'materialised', .16),
+    'MIRAM 448→896 / floor, time': _T('floor', 448, 'nystrom', None, 1.3),
+    'MIRAM 448→896, checkpoints / without, bytes': _T('bytes', 448, 'nystrom, checkpoints', 'nystrom', .2),
+    'MAE 224 / Hugging Face, time': _T('time', 224, 'mae', 'hf', .95),
+    'MAE 224 / Hugging Face with fused optimiser, time': _T('time', 224, 'mae', 'hf, fused'), 'MAE 224 / floor, time': _T('floor', 224, 'mae', None, 1.25),
+    'cross 224→448 / MAE 224, time': _T('time', 224, 'cross', 'mae', .85), 'cross 224→448 / MAE 224, bytes': _T('bytes', 224, 'cross', 'mae', .92),
+    'cross 448→896 / MAE 448, time': _T('time', 448, 'cross', 'mae', .8), 'cross 448→896 / MAE 448, bytes': _T('bytes', 448, 'cross', 'mae', .8),
+    'cross 448→896 / MIRAM 448→896, time': _T('time', 448, 'cross', 'nystrom', .3),
+    'cross 448→896 / MIRAM 448→896, bytes': _T('bytes', 448, 'cross', 'nystrom', .3),
+    'cross 896→1792, GiB an image': _T('GiB', 896, 'cross', None, 1.6)}
+
+# %% ../../nbs/cost/71_step.ipynb #3a052cb0
+def _figure(t, times, counts):
+    "Value and quartiles of a `StepTarget`; a count has no quartiles, and what was not measured no value"
+    s,c = times.get(t.size),counts[t.size]
+    if t.what=='GiB': return [c.bytes[t.name]/2**30]
+    if t.what=='bytes': return [c.bytes[t.name]/c.bytes[t.other]]
+    if t.what=='floor': return over_floor(s, s.attrs['flops'], {t.name: c.linear[t.name]}).loc[t.name].tolist()
+    return pair_ratios(s, {t.name: t.other}).loc[t.name].tolist() if t.other in s else [float('nan')]*3
 
 def step_report(
-    times:dict,  # From `step_times`, at the low-resolution sides 224 and 448
-    counts:dict, # From `step_counts`, at the same sizes and batches
+    times:dict,  # From `step_times`, by low-resolution side
+    counts:dict, # From `step_counts`, at 224, 448 and 896; one image at 896
 )->pd.DataFrame: # A row per figure: `value`, quartiles where it is a time, `at most`, `met`
     "The figures of `STEP_TARGETS`, measured and counted, beside what they should be"
-    a,b,flops = times[224],times[448],times[224].attrs['flops']
-    ratio = lambda s,n,d: pair_ratios(s, {n: d}).loc[n].tolist() if d in s else [float('nan')]*3
-    floor = lambda s,n,c: over_floor(s, flops, {n: c.linear[n]}).loc[n].tolist()
-    kept = lambda c,n,d: [c.bytes[n]/c.bytes[d]]
-    values = [ratio(a, 'nystrom', 'mae'), kept(counts[224], 'nystrom', 'materialised'), ratio(b, 'nystrom', 'softmax'),
-              kept(counts[448], 'nystrom', 'materialised'), floor(b, 'nystrom', counts[448]),
-              kept(counts[448], 'nystrom, checkpoints', 'nystrom'),
-              ratio(a, 'mae', 'hf'), ratio(a, 'mae', 'hf, fused'), floor(a, 'mae', counts[224])]
-    t = pd.DataFrame(values, columns=['value','q25','q75'], index=list(STEP_TARGETS))
-    t['at most'] = list(STEP_TARGETS.values())
-    return t.assign(met=[None if m is None or v!=v else 'yes' if v<=m else 'no' for v,m in zip(t.value, STEP_TARGETS.values())])
+    t = pd.DataFrame([_figure(f, times, counts) for f in STEP_TARGETS.values()], columns=['value','q25','q75'], index=list(STEP_TARGETS))
+    t['at most'] = [f.most for f in STEP_TARGETS.values()]
+    return t.assign(met=[None if m!=m or v!=v else 'yes' if v<=m else 'no' for v,m in zip(t.value, t['at most'])])
 
 # %% ../../nbs/cost/71_step.ipynb #a8d53f33
 def cost_of_step(
@@ -198,9 +221,10 @@ def cost_of_step(
 )->pd.DataFrame:         # From `step_report`; its `attrs` have the `hardware`, and the median `seconds` by size and rival
     "Measure whole training steps on the CPU; `step.csv` is written to `out`"
     kept,kw = keep_memory(),dict(arch=arch, dec_dim=dim, dec_heads=heads, dec_depth=depth)
-    times = {224: step_times(224, ['mae','nystrom',*(['hf','hf, fused'] if find_spec('transformers') else [])], batch, rounds, **kw)}
-    times[448] = step_times(448, ['nystrom','softmax'], 1, rounds, **kw)
-    df = step_report(times, {224: step_counts(224, batch, **kw), 448: step_counts(448, 1, **kw)})
+    rivals = ['hf','hf, fused'] if find_spec('transformers') else []
+    times = {224: step_times(224, ['mae','nystrom','cross',*rivals], batch, rounds, **kw),
+             448: step_times(448, ['mae','nystrom','softmax','cross'], 1, rounds, **kw)}
+    df = step_report(times, {224: step_counts(224, batch, **kw), 448: step_counts(448, 1, **kw), 896: step_counts(896, 1, ['cross'], **kw)})
     rate = times[224].attrs['flops']/times[224]['product'].median()/1e9
     where = (f'{hardware("cpu")}, {rate:.0f} GFLOP/s{", memory kept" if kept else ""}; '
              f'{arch}, batch {batch} at 224 and 1 at 448, {rounds} rounds')
