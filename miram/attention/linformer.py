@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor,nn
-from .base import Attention, area_pool, check_tokens, merge_heads, pool_matrix, split_heads
+from .base import Attention, area_pool, check_tokens, merge_heads, pool_axes, pool_matrix, split_heads
 
 # %% ../../nbs/attention/11_linformer.ipynb #e44abafe
 def project_average(
     x:Tensor, # Tokens `(B,N,D)`
-    e:Tensor, # Averages `(k,N)`
+    e:Tensor, # Averages `(k,N)`, or for each sample its own `(B,k,N)`
     w:Tensor, # Weight `(out,D)` of a linear layer without bias
 )->Tensor:    # `(B,k,out)`
     "`e @ x @ w.T` in the order that takes fewer multiplications"
-    (k,n),(out,d) = e.shape,w.shape
+    (k,n),(out,d) = e.shape[-2:],w.shape
     average_first = k*n*d + k*d*out < n*d*out + k*n*out
     return F.linear(e@x, w) if average_first else e@F.linear(x, w)
 
@@ -46,19 +46,55 @@ class LinformerAttention(Attention):
         self.kv = nn.Linear(dim, self.d*self.kv_heads*(1 if share=='kv' else 2), bias=False)
         p = pool_matrix(k, self.seq_len, grid, n_prefix)
         self.averages = nn.Parameter(p.repeat(2 if share=='none' else 1, 1, 1)) # (1 or 2,k,N)
+        rows,cols = pool_axes(k, self.seq_len-n_prefix, grid)
+        self.register_buffer('rows', rows, persistent=False) # the cells that the averages start as, of which a context shows a part
+        self.register_buffer('cols', cols, persistent=False)
+
+# %% ../../nbs/attention/11_linformer.ipynb #d9b93b99
+@patch
+@torch.no_grad()
+def shown_share(self:LinformerAttention,
+    ids:Tensor, # Cells of the grid that are shown `(B,K)`
+)->Tensor:      # `(B,k)`, from 0 to 1, without the prefix
+    "Share of each average's cell that is shown"
+    seen = self.rows.new_zeros(len(ids), self.rows.shape[1]*self.cols.shape[1])
+    seen = seen.scatter_add(1, ids, torch.ones_like(ids, dtype=seen.dtype)).unflatten(1, (self.rows.shape[1],-1))
+    with torch.autocast(ids.device.type, enabled=False): return (self.rows@seen@self.cols.T).flatten(1)
+
+@patch
+def shown_averages(self:LinformerAttention,
+    ids:Tensor, # Cells of the grid that the context shows `(B,K)`, in its order
+)->tuple:       # Averages of the context, a list of `(B,k,n_prefix+K)`, and what is added to their logits `(B,1,1,k)`
+    "The averages of what a context shows, each a mean of its own, and the logarithm of the number of tokens that it stands for"
+    p,share,cols = self.n_prefix,self.shown_share(ids),self.cols.shape[1]
+    start = F.embedding(ids//cols, self.rows.T).unsqueeze(-1)*F.embedding(ids%cols, self.cols.T).unsqueeze(-2) # (B,K,rows,cols)
+    more = F.pad(start.flatten(2)*(1/share.where(share>0, 1)-1).unsqueeze(1), (p,0,p,0))
+    at = torch.cat([torch.arange(p, device=ids.device).expand(len(ids), -1), ids+p], 1)
+    count = F.pad(share*(self.rows.shape[1]*cols/share.shape[1]), (p,0), value=1)
+    return [(F.embedding(at, e.T)+more).mT for e in self.averages],count.log()[:,None,None]
 
 # %% ../../nbs/attention/11_linformer.ipynb #689705d0
 @patch
 def attend(self:LinformerAttention,
-    x:Tensor, # Tokens `(B,N,D)`; N must be `seq_len`
-)->Tensor:    # Mixed values `(B,N,D)`, heads side by side
-    "Attention of the tokens to their averages; raises `ValueError` on another number of tokens than the layer was made for"
-    if x.shape[1]!=self.seq_len: raise ValueError(
-        f'{x.shape[1]} tokens came to a Linformer made for {self.seq_len}: it has a weight for each token, call resize({x.shape[1]}) first')
+    x:Tensor,                 # Tokens `(B,N,D)`; without a context, N must be `seq_len`
+    context:Tensor|None=None, # Tokens that they look at `(B,n_prefix+K,D)`; each other when absent
+    ids:Tensor|None=None,     # Cells of the grid that the context shows `(B,K)`, in its order; all of them when absent
+)->Tensor:                    # Mixed values `(B,N,D)`, heads side by side
+    "Attention of the tokens to averages of their own or of the context; raises `ValueError` on a wrong number of tokens"
+    n = x.shape[1] if context is None else context.shape[1]
+    if ids is None and n!=self.seq_len: raise ValueError(
+        f'{n} tokens came to a Linformer made for {self.seq_len}: it has a weight for each token, call resize({n}) first')
+    if ids is not None and n!=self.n_prefix+ids.shape[1]: raise ValueError(
+        f'a context of {n} tokens does not fit {ids.shape[1]} ids and {self.n_prefix} prefix tokens')
+    es,bias = (self.averages,None) if context is None else self.shown_averages(self._ids(context) if ids is None else ids)
     ws = self.kv.weight.chunk(1 if self.share=='kv' else 2)
-    kv = [project_average(x, self.averages[i%len(self.averages)], w) for i,w in enumerate(ws)]
+    kv = [project_average(x if context is None else context, es[i%len(es)], w) for i,w in enumerate(ws)]
     k,v = [split_heads(t, self.kv_heads).expand(-1, self.heads, -1, -1) for t in (kv*2)[:2]]
-    return merge_heads(F.scaled_dot_product_attention(split_heads(self.q(x), self.heads), k, v))
+    return merge_heads(F.scaled_dot_product_attention(split_heads(self.q(x), self.heads), k, v, None if bias is None else bias.to(k.dtype)))
+
+@patch
+def _ids(self:LinformerAttention, context): # of a context that shows every cell
+    return torch.arange(self.seq_len-self.n_prefix, device=context.device).expand(len(context), -1)
 
 # %% ../../nbs/attention/11_linformer.ipynb #998c3e27
 @patch
@@ -71,9 +107,8 @@ def resize(self:LinformerAttention,
     n,p = check_tokens(seq_len, grid, self.n_prefix),self.n_prefix
     if n is None: raise ValueError('give the new seq_len, or the new grid')
     if (grid is None)!=(self.grid is None): raise ValueError(f'a layer made for grid {self.grid} cannot be resized to grid {grid}')
-    if grid is None: a = area_pool(n-p, self.seq_len-p)
-    else: a = torch.kron(*(area_pool(new, old) for new,old in zip(grid, self.grid)))
-    a = torch.block_diag(torch.eye(p), a).to(self.averages)
-    self.averages = nn.Parameter(self.averages@a)
+    rows,cols = (area_pool(new, old).to(self.averages) for new,old in zip(grid or (1,n-p), self.grid or (1,self.seq_len-p)))
+    self.averages = nn.Parameter(self.averages@torch.block_diag(torch.eye(p).to(rows), torch.kron(rows, cols)))
+    self.rows,self.cols = self.rows@rows,self.cols@cols
     self.seq_len,self.grid = n,grid
     return self

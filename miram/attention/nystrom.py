@@ -190,6 +190,7 @@ def residual_projection(
 # %% ../../nbs/attention/13_nystrom.ipynb #0af51545
 class NystromAttention(Attention):
     "Softmax attention through `landmarks` averages of the tokens"
+    cross = False
     def __init__(self,
         dim:int,               # Width of the tokens
         heads:int,             # Number of heads
@@ -243,9 +244,12 @@ def average_tokens(
 # %% ../../nbs/attention/13_nystrom.ipynb #684b3bc6
 @patch
 def mix_tokens(self:NystromAttention,
-    x:Tensor, # Tokens `(B,N,D)`
-)->tuple:     # Mixed values and values, each `(B,heads,N,d)`
-    "Attention of the tokens through their landmarks; raises `ValueError` on another number of tokens than the layer was made for"
+    x:Tensor,                 # Tokens `(B,N,D)`
+    context:Tensor|None=None, # Refused
+)->tuple:                     # Mixed values and values, each `(B,heads,N,d)`
+    "Attention of the tokens through their landmarks; raises `ValueError` for a context or another number of tokens than the layer was made for"
+    if context is not None: raise ValueError("Nyström attention cannot look at a context: its landmarks average the queries, so one token's "
+        'answer would depend on which others ask; choose one of softmax, linformer, performer')
     n = x.shape[1]
     if self.seq_len not in (None, n): raise ValueError(
         f'{n} tokens came to a Nyström attention made for {self.seq_len}: call resize with the new grid first')
@@ -256,10 +260,12 @@ def mix_tokens(self:NystromAttention,
 
 @patch
 def attend(self:NystromAttention,
-    x:Tensor, # Tokens `(B,N,D)`
-)->Tensor:    # Mixed values with their residual `(B,N,D)`, heads side by side
+    x:Tensor,                 # Tokens `(B,N,D)`
+    context:Tensor|None=None, # Refused
+    ids:Tensor|None=None,     # Not used
+)->Tensor:                    # Mixed values with their residual `(B,N,D)`, heads side by side
     "Everything before the last projection"
-    o,v = self.mix_tokens(x)
+    o,v = self.mix_tokens(x, context)
     return merge_heads(o) if self.residual is None else residual_sum(self._conv(), o, v, self.res_conv.weight)
 
 # %% ../../nbs/attention/13_nystrom.ipynb #069ded7a
@@ -269,9 +275,11 @@ def _conv(self:NystromAttention):
 
 @patch
 def forward(self:NystromAttention,
-    x:Tensor, # Tokens `(B,N,D)`
-)->Tensor:    # Tokens `(B,N,D)`
+    x:Tensor,                 # Tokens `(B,N,D)`
+    context:Tensor|None=None, # Refused
+    ids:Tensor|None=None,     # Not used
+)->Tensor:                    # Tokens `(B,N,D)`
     "`proj(attend(x))`, with less to keep"
-    o,v = self.mix_tokens(x)
+    o,v = self.mix_tokens(x, context)
     if self.residual is None: return self.proj(merge_heads(o))
     return residual_projection(self._conv(), o, v, self.res_conv.weight, self.proj)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['orthogonal_features', 'balance_stats', 'fold_balance', 'mix_features', 'favor', 'head_slices', 'slice_features',
-           'qkv_heads', 'favor_packed', 'PerformerAttention']
+           'favor_packed', 'PerformerAttention']
 
 # %% ../../nbs/attention/12_performer.ipynb #fcacf469
 import math
@@ -15,7 +15,7 @@ from functools import partial
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
-from .base import Attention, split_heads
+from .base import Attention, merge_heads, qkv_heads, split_heads
 from ..memory import recompute
 
 # %% ../../nbs/attention/12_performer.ipynb #d7793a8f
@@ -32,32 +32,35 @@ def orthogonal_features(
     return (q.mT.flatten(0, 1)[:features]*normal(features, d).norm(dim=1, keepdim=True)).to(torch.get_default_dtype())
 
 # %% ../../nbs/attention/12_performer.ipynb #81fbe88d
-@torch.no_grad()
+def _mean_var(x): # of queries or keys: their mean `(...,1,d)`, and the mean square of what is left without it `(...,1,1)`
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    c = x.mean(-2, keepdim=True, dtype=dtype)
+    var = vector_norm(x, dim=(-2,-1), keepdim=True, dtype=dtype)**2/(x.shape[-2]*x.shape[-1]) - c.square().mean(-1, keepdim=True)
+    return c,var.clamp(min=1e-12)
+
 def balance_stats(
-    q:Tensor, # Queries `(B,heads,N,d)`
-    k:Tensor, # Keys `(B,heads,N,d)`
-)->tuple:     # Mean query and mean key, each `(B,heads,1,d)`, and the factor t `(B,heads,1,1)`
+    q:Tensor,         # Queries `(...,N,d)`
+    k:Tensor,         # Keys `(...,K,d)`
+    alone:bool=False, # Leave the queries as they are, so that none depends on the others
+)->tuple:             # Mean query and mean key, each `(...,1,d)`, and the factor t `(...,1,1)`
     "What to subtract from queries and keys, and by what to exchange their length, so that random features work best"
-    def mean_var(x):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        c = x.mean(-2, keepdim=True, dtype=dtype)
-        var = vector_norm(x, dim=(-2,-1), keepdim=True, dtype=dtype)**2/x[0,0].numel() - c.square().mean(-1, keepdim=True)
-        return c,var.clamp(min=1e-12)
-    (qc,qv),(kc,kv) = mean_var(q),mean_var(k)
+    kc,kv = _mean_var(k)
+    if alone: return torch.zeros_like(kc),kc,torch.ones_like(kv)
+    qc,qv = _mean_var(q)
     return qc,kc,(kv/qv)**.25
 
 # %% ../../nbs/attention/12_performer.ipynb #e6cc592a
-@torch.no_grad()
 def fold_balance(
-    q:Tensor, # Queries `(B,heads,N,d)`
-    k:Tensor, # Keys `(B,heads,N,d)`
-    w:Tensor, # Directions `(m,d)`
+    q:Tensor,          # Queries `(...,N,d)`
+    k:Tensor,          # Keys `(...,K,d)`
+    w:Tensor,          # Directions `(m,d)`
     balance:bool=True, # Whether to centre and balance at all
-)->tuple:     # Directions for queries and for keys, `(B,heads,m,d)`; a number per feature `(B,heads,1,m)`; half the weight of ‖k‖²
+    alone:bool=False,  # Leave the queries as they are, see `balance_stats`
+)->tuple:              # Directions for queries and for keys, `(...,m,d)`; a number per feature `(...,1,m)`; half the weight of ‖k‖²
     "Directions that do to queries and keys as they are what `w` would do to centred and balanced ones"
     s = q.shape[-1]**-.25
     if not balance: return s*w,s*w,w.new_zeros(1, w.shape[0]),w.new_full((1,1), s*s/2)
-    qc,kc,t = balance_stats(q, k)
+    qc,kc,t = balance_stats(q, k, alone)
     a = s/t
     wq,wk = s*t*w,a*w
     return wq,wk + a*a*kc + s*s*qc,(wq@qc.mT + wk@kc.mT).mT,a*a/2
@@ -65,8 +68,8 @@ def fold_balance(
 # %% ../../nbs/attention/12_performer.ipynb #cd3cffd7
 def mix_features(
     q:Tensor,    # Queries `(B,heads,N,d)`
-    k:Tensor,    # Keys `(B,heads,N,d)`
-    v:Tensor,    # Values `(B,heads,N,d)`
+    k:Tensor,    # Keys `(B,heads,K,d)`
+    v:Tensor,    # Values `(B,heads,K,d)`
     wq:Tensor,   # Directions for the queries `(B,heads,m,d)`, from `fold_balance`, as the three that follow
     wk:Tensor,   # Directions for the keys `(B,heads,m,d)`
     off:Tensor,  # A number per feature `(B,heads,1,m)`
@@ -77,24 +80,28 @@ def mix_features(
     with torch.autocast(q.device.type, enabled=False):
         qf,kf,vf = (t.to(wk.dtype) for t in (q, k, v))
         v1 = torch.cat([vf, torch.ones_like(vf[...,:1])], -1)
-        fk = (wk@kf.mT).add_((kf.square().sum(-1, keepdim=True)*-half).mT) # (B,heads,m,N)
-        top = fk.detach().amax(-1, keepdim=True)
-        c = fk.sub_(top).exp_()@v1 + eps*v1.sum(-2, keepdim=True) # (B,heads,m,d+1)
+        fk = (wk@kf.mT).add_((kf.square().sum(-1, keepdim=True)*-half).mT) # (B,heads,m,K)
+        top = fk.amax(-1, keepdim=True)
+        c = (fk-top).exp_()@v1 + eps*v1.sum(-2, keepdim=True) # (B,heads,m,d+1)
         fq = (qf@wq.mT).add_(top.mT-off) # (B,heads,N,m)
-        o = fq.sub_(fq.detach().amax(-1, keepdim=True)).exp_()@c + eps*c.sum(-2, keepdim=True)
+        o = (fq-fq.amax(-1, keepdim=True)).exp_()@c + eps*c.sum(-2, keepdim=True)
         return (o[...,:-1]/o[...,-1:]).to(v.dtype)
 
 # %% ../../nbs/attention/12_performer.ipynb #05d3fc24
+def _balanced(q, k, v, w, shrink, balance, alone):
+    with torch.autocast(q.device.type, enabled=False): return mix_features(q, k, v, *fold_balance(q, k, w, balance, alone), shrink/len(w))
+
 def favor(
     q:Tensor,          # Queries `(B,heads,N,d)`
-    k:Tensor,          # Keys `(B,heads,N,d)`
-    v:Tensor,          # Values `(B,heads,N,d)`
+    k:Tensor,          # Keys `(B,heads,K,d)`
+    v:Tensor,          # Values `(B,heads,K,d)`
     w:Tensor,          # Directions `(m,d)`
     shrink:float=.5,   # Pull towards the mean of the values; the larger, the less variance and the more bias
     balance:bool=True, # Whether to centre and balance queries and keys
+    alone:bool=False,  # Balance by the keys only, so that no query's answer depends on the others
 )->Tensor:             # Mixed values `(B,heads,N,d)`
-    "Attention by positive random features (Performer, section 2.3), linear in N; the backward pass makes the features again"
-    return recompute(partial(mix_features, eps=shrink/len(w)), q, k, v, *fold_balance(q, k, w, balance))
+    "Attention by positive random features (Performer, section 2.3), linear in N and K; the backward pass makes the features again"
+    return recompute(partial(_balanced, shrink=shrink, balance=balance, alone=alone), q, k, v, w)
 
 # %% ../../nbs/attention/12_performer.ipynb #9f0f06c5
 def head_slices(
@@ -111,82 +118,99 @@ def head_slices(
 # %% ../../nbs/attention/12_performer.ipynb #9833e731
 def slice_features(
     q:Tensor,    # Queries `(h,N,d)` of some heads of one sample
-    k:Tensor,    # Keys `(h,N,d)`
-    v:Tensor,    # Values `(h,N,d)`
+    k:Tensor,    # Keys `(h,K,d)`
+    v:Tensor,    # Values `(h,K,d)`
     wq:Tensor,   # Directions for the queries `(h,m,d)`, from `fold_balance`, as the three that follow
     wk:Tensor,   # Directions for the keys `(h,m,d)`
     off:Tensor,  # A number per feature `(h,1,m)`
     half:Tensor, # Half the weight of ‖k‖² `(h,1,1)`
     eps:float,   # Added to every feature
-)->tuple:        # Features of queries `(h,N,m)` and of keys `(h,m,N)`, sums `(h,m,d+1)`, values with a column of ones `(h,N,d+1)`
+)->tuple:        # Features of queries `(h,N,m)` and of keys `(h,m,K)`, sums `(h,m,d+1)`, values with a column of ones `(h,K,d+1)`
     "What `mix_features` makes on its way, without a gradient and in place where it can be"
-    fk = torch.bmm(wk, k.mT).sub_((half*k.square().sum(-1, keepdim=True)).mT)
+    fk = (wk@k.mT).sub_((half*k.square().sum(-1, keepdim=True)).mT)
     top = fk.amax(-1, keepdim=True)
     fk = fk.sub_(top).exp_()
     v1 = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], -1)
     c = torch.baddbmm(eps*v1.sum(-2, keepdim=True), fk, v1)
-    fq = torch.bmm(q, wq.mT).add_(top.mT-off)
+    fq = (q@wq.mT).add_(top.mT-off)
     return fq.sub_(fq.amax(-1, keepdim=True)).exp_(),fk,c,v1
-
-def qkv_heads(
-    qkv:Tensor, # Output of the projection `(B,N,3*heads*d)`
-    heads:int,  # Number of heads
-)->tuple:       # Queries, keys and values, views `(B,heads,N,d)`
-    "The three parts of `qkv`, each cut into heads; what is written into them is written into `qkv`"
-    return tuple(split_heads(t, heads) for t in qkv.chunk(3, dim=-1))
 
 # %% ../../nbs/attention/12_performer.ipynb #597fb44f
 class _Favor(torch.autograd.Function):
-    "`mix_features` of the three parts of `qkv`, slice by slice, and its gradient in one tensor"
+    "`favor` of the packed queries, keys and values, slice by slice, and its gradient packed as they are"
     @staticmethod
-    def forward(ctx, qkv, eps, budget, *fold):
-        heads,ctx.eps,ctx.budget = fold[0].shape[1],eps,budget
-        parts,o = qkv_heads(qkv, heads),torch.empty_like(qkv[...,:qkv.shape[-1]//3])
+    def forward(ctx, w, heads, shrink, budget, how, *packed):
+        parts = qkv_heads(*packed, heads=heads)
+        ctx.eps,ctx.how = shrink/len(w),how
+        ctx.slices = list(head_slices(len(parts[0]), heads, max(parts[0].shape[2], parts[1].shape[2])*len(w), budget))
+        o = packed[0].new_empty(*packed[0].shape[:2], heads*w.shape[1])
         with torch.autocast('cpu', enabled=False):
-            for i in head_slices(len(qkv), heads, qkv.shape[1]*fold[0].shape[2], budget):
-                fq,_,c,_ = slice_features(*(t[i].to(fold[0].dtype) for t in parts), *(t[i] for t in fold), eps)
-                y = torch.baddbmm(eps*c.sum(-2, keepdim=True), fq, c)
+            for i in ctx.slices:
+                q,k,v = (t[i].to(w.dtype) for t in parts)
+                fq,_,c,_ = slice_features(q, k, v, *fold_balance(q, k, w, *how), ctx.eps)
+                y = torch.baddbmm(ctx.eps*c.sum(-2, keepdim=True), fq, c)
                 split_heads(o, heads)[i] = y[...,:-1]/y[...,-1:]
-        ctx.save_for_backward(qkv, o, *fold)
+        ctx.save_for_backward(w, o, *packed)
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        qkv,o,*fold = ctx.saved_tensors
-        heads,d = fold[0].shape[1],torch.empty_like(qkv)
-        ins = (*qkv_heads(qkv, heads),split_heads(o, heads),split_heads(g, heads))
+        w,o,*packed = ctx.saved_tensors
+        heads = o.shape[-1]//w.shape[1]
+        grads = [torch.empty_like(t) for t in packed]
+        ins = (*qkv_heads(*packed, heads=heads),split_heads(o, heads),split_heads(g, heads))
         with torch.autocast('cpu', enabled=False):
-            for i in head_slices(len(qkv), heads, qkv.shape[1]*fold[0].shape[2], ctx.budget):
-                grads = _favor_grad(*(t[i].to(fold[0].dtype) for t in ins), [t[i] for t in fold], ctx.eps)
-                for t,gt in zip(qkv_heads(d, heads), grads): t[i] = gt
-        return d,None,None,*[None]*len(fold)
+            for i in ctx.slices:
+                got = _favor_grad(*(t[i].to(w.dtype) for t in ins), w, ctx.how, ctx.eps)
+                for t,gt in zip(qkv_heads(*grads, heads=heads), got): t[i] = gt
+        return *[None]*5,*grads
+
+# %% ../../nbs/attention/12_performer.ipynb #256950db
+def _balance_grad(q, k, gq, gk, p, alone): # add to the gradients of queries and keys, in place, what goes through `balance_stats`
+    gqc,(kc,kv) = p*q.shape[-1]**-.5 - gq.sum(-2, keepdim=True),_mean_var(k)
+    if alone: return gk.add_(gqc/k.shape[-2])
+    qc,qv = _mean_var(q)
+    gq.add_(gqc/q.shape[-2])
+    gk.add_(gqc*((qv/kv).sqrt()/k.shape[-2]))
+    tau = (q*gq).sum((-2,-1), keepdim=True) - (k*gk).sum((-2,-1), keepdim=True)
+    for x,gx,c,var,sign in ((q,gq,qc,qv,-1),(k,gk,kc,kv,1)):
+        part = tau*((var>1e-12)*sign/(2*x.shape[-2]*x.shape[-1]))/var
+        gx.addcmul_(x, part).sub_(c*part)
 
 # %% ../../nbs/attention/12_performer.ipynb #f2928dad
-def _favor_grad(q, k, v, o, g, fold, eps): # of queries, keys and values of one slice, for the gradient g of its output o
-    wq,wk,_,half = fold
+def _to_largest(l, f, g): # add to the gradient `l` of log f, in place, what comes back for the largest of each row; evenly, where several are
+    top = f.floor() # the largest feature of a row is 1
+    return l.addcmul_(top, g/top.sum(-1, keepdim=True))
+
+def _favor_grad(q, k, v, o, g, w, how, eps): # of queries, keys and values of one slice, for the gradient g of its output o
+    wq,wk,_,half = fold = fold_balance(q, k, w, *how)
     fq,fk,c,v1 = slice_features(q, k, v, *fold, eps)
     den = fq@c[...,-1:] + eps*c[...,-1:].sum(-2, keepdim=True)
     gy = torch.cat([g, -(g*o).sum(-1, keepdim=True)], -1).div_(den)
     gc = torch.baddbmm(eps*gy.sum(-2, keepdim=True), fq.mT, gy)
     gv = (fk.mT@gc[...,:-1]).add_(eps*gc[...,:-1].sum(-2, keepdim=True))
     lq,lk = (gy@c.mT).mul_(fq),(gc@v1.mT).mul_(fk)
-    return lq@wq,torch.addcmul(lk.mT@wk, k, -2*half*lk.sum(-2).unsqueeze(-1)),gv
+    if eps: # without it the two cancel
+        _to_largest(lq, fq, -lq.sum(-1, keepdim=True))
+        _to_largest(lk, fk, lq.sum(-2).unsqueeze(-1) - lk.sum(-1, keepdim=True))
+    r = lk.sum(-2).unsqueeze(-1)
+    gq,gk = lq@wq,torch.addcmul(lk.mT@wk, k, -2*half*r)
+    if how[0]: _balance_grad(q, k, gq, gk, r.mT@k, how[1])
+    return gq,gk,gv
 
 # %% ../../nbs/attention/12_performer.ipynb #1aa6abc7
 def favor_packed(
-    qkv:Tensor,        # Queries, keys and values as the projection leaves them `(B,N,3*heads*d)`, on the CPU
+    *packed:Tensor,    # What `qkv_heads` takes, on the CPU
     heads:int,         # Number of heads
     w:Tensor,          # Directions `(m,d)`
     shrink:float=.5,   # Pull towards the mean of the values, see `favor`
     balance:bool=True, # Whether to centre and balance queries and keys
+    alone:bool=False,  # Balance by the keys only, see `favor`
     budget:int=2**20,  # Features to make at a time
 )->Tensor:             # Mixed values `(B,N,heads*d)`, heads side by side
     "`favor` a few heads at a time, with its gradient by hand: less time for the same memory"
-    q,k,_ = qkv_heads(qkv.detach(), heads)
-    fold = fold_balance(q, k, w, balance)
-    fold = [t.expand(len(q), heads, *t.shape[-2:]) for t in fold]
-    return _Favor.apply(qkv, shrink/len(w), budget, *fold)
+    return _Favor.apply(w, heads, shrink, budget, (balance,alone), *packed)
 
 # %% ../../nbs/attention/12_performer.ipynb #43db29da
 class PerformerAttention(Attention):
@@ -224,21 +248,14 @@ class PerformerAttention(Attention):
 
 # %% ../../nbs/attention/12_performer.ipynb #624ca52d
 @patch
-def mix(self:PerformerAttention,
-    q:Tensor, # Queries `(B,heads,N,d)`
-    k:Tensor, # Keys `(B,heads,N,d)`
-    v:Tensor, # Values `(B,heads,N,d)`
-)->Tensor:    # Mixed values `(B,heads,N,d)`
-    "Mix by random features, at least in float32 (exponentials have no room in bfloat16)"
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return favor(q, k, v, self.projection.to(dtype), self.shrink, self.balance)
-
-@patch
 def attend(self:PerformerAttention,
-    x:Tensor, # Tokens `(B,N,D)`
-)->Tensor:    # Mixed values `(B,N,D)`, heads side by side
-    "Attention by random features; by hand on the CPU, by `mix` where there is a compiler or a GPU to do better"
-    if x.device.type!='cpu' or torch.compiler.is_compiling(): return Attention.attend(self, x)
-    qkv = self.qkv(x)
-    dtype = torch.promote_types(qkv.dtype, torch.float32)
-    return favor_packed(qkv, self.heads, self.projection.to(dtype), self.shrink, self.balance)
+    x:Tensor,                 # Tokens `(B,N,D)`
+    context:Tensor|None=None, # Tokens that they look at `(B,K,D)`; each other when absent
+    ids:Tensor|None=None,     # Not used
+)->Tensor:                    # Mixed values `(B,N,D)`, heads side by side
+    "By random features, at least in float32; by hand on the CPU, by `favor` where there is a compiler or a GPU to do better"
+    packed = self.packed(x, context)
+    w = self.projection.to(torch.promote_types(packed[0].dtype, torch.float32)) # exponentials have no room in bfloat16
+    kw = dict(shrink=self.shrink, balance=self.balance, alone=context is not None)
+    if x.device.type!='cpu' or torch.compiler.is_compiling(): return merge_heads(favor(*qkv_heads(*packed, heads=self.heads), w, **kw))
+    return favor_packed(*packed, heads=self.heads, w=w, **kw)

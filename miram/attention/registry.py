@@ -18,9 +18,9 @@ def attention_names()->list: # Names that `get_attention` knows
     "Names of all attentions, exact attention first"
     return list(ATTENTIONS)
 
-def cross_attention_names()->list: # Names that also take a context
-    "Names of the attentions that can look at a context, exact attention first"
-    return ['softmax']
+def cross_attention_names()->list: # Names of those that may look at a context
+    "Names of the attentions whose tokens may look at others than each other, exact attention first"
+    return [n for n,c in ATTENTIONS.items() if c.cross]
 
 # %% ../../nbs/attention/14_registry.ipynb #d51d2238
 def get_attention(
