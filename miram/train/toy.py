@@ -44,7 +44,7 @@ def toy_dls(
 
 # %% ../../nbs/train/61_toy.ipynb #9f29f1ff
 def toy_model(
-    attention:str|None=None, # Attention of the second decoder; a masked autoencoder without
+    attention:str|None=None, # Attention of the second decoder, or 'cross' for cross decoders; a masked autoencoder without
     seed:int=0,              # Seed of the weights
     **kwargs                 # Over the settings of this toy, passed to `create_miram` or `create_mae`
 )->MIRAM:                    # Takes pictures of 16 pixels
@@ -52,4 +52,5 @@ def toy_model(
     kw = dict(img_size=16, patch_size=4, dec_dim=32, dec_depth=1, dec_heads=4, depth=2) | kwargs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return create_miram('vit_demo', attention=attention, **kw) if attention else create_mae('vit_demo', **kw)
+        if attention is None: return create_mae('vit_demo', **kw)
+        return create_miram('vit_demo', **(dict(decoder='cross') if attention=='cross' else dict(attention=attention)) | kw)

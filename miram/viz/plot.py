@@ -21,11 +21,11 @@ from ..patches import downsample, grid_size, patchify, unpatchify
 
 # %% ../../nbs/viz/50_plot.ipynb #f499eec2
 def method_colour(
-    name:str, # Name that contains an attention's, such as `'miram-nystrom'`
+    name:str, # Name that contains an attention's, such as `'miram-nystrom'`, or another method's
 )->str:       # Hex colour; grey for a name that contains none
     "The colour of a method in every figure"
-    known = dict(nystrom='#1d7a6b', performer='#7a4fa3', linformer='#2f6fb3', softmax='#b3541e',
-                 moco='#a8326e', mae='#d19a1f', random='#9aa5b1')
+    known = {'mae-cross': '#7d5a00', 'cross': '#e0566f', 'nystrom': '#1d7a6b', 'performer': '#7a4fa3', 'linformer': '#2f6fb3',
+             'softmax': '#b3541e', 'moco': '#a8326e', 'mae': '#d19a1f', 'random': '#9aa5b1'}
     return next((c for k,c in known.items() if k in str(name).lower().replace('ö','o')), '#4a5560')
 
 # %% ../../nbs/viz/50_plot.ipynb #d75fd0d7
