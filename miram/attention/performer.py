@@ -146,7 +146,7 @@ class _Favor(torch.autograd.Function):
         o = packed[0].new_empty(*packed[0].shape[:2], heads*w.shape[1])
         with torch.autocast('cpu', enabled=False):
             for i in ctx.slices:
-                q,k,v = (t[i].to(w.dtype) for t in parts)
+                q,k,v = (t[i].to(w.dtype).contiguous() for t in parts)
                 fq,_,c,_ = slice_features(q, k, v, *fold_balance(q, k, w, *how), ctx.eps)
                 y = torch.baddbmm(ctx.eps*c.sum(-2, keepdim=True), fq, c)
                 split_heads(o, heads)[i] = y[...,:-1]/y[...,-1:]
@@ -162,7 +162,7 @@ class _Favor(torch.autograd.Function):
         ins = (*qkv_heads(*packed, heads=heads),split_heads(o, heads),split_heads(g, heads))
         with torch.autocast('cpu', enabled=False):
             for i in ctx.slices:
-                got = _favor_grad(*(t[i].to(w.dtype) for t in ins), w, ctx.how, ctx.eps)
+                got = _favor_grad(*(t[i].to(w.dtype).contiguous() for t in ins), w, ctx.how, ctx.eps)
                 for t,gt in zip(qkv_heads(*grads, heads=heads), got): t[i] = gt
         return *[None]*5,*grads
 

@@ -95,30 +95,38 @@ def build_attention(
 
 # %% ../../nbs/cost/70_attention.ipynb #7c53d9b7
 def forward_backward(
-    module:nn.Module, # Any module from tensor to tensor
-    x:Tensor,         # Its input
+    module:nn.Module, # Any module from tensors to a tensor
+    *xs:Tensor,       # Its inputs
 )->None:
     "One forward and one backward pass, gradients thrown away"
-    module(x).float().square().mean().backward()
+    module(*xs).float().square().mean().backward()
     module.zero_grad(set_to_none=True)
-    x.grad = None
+    for x in xs: x.grad = None
 
 # %% ../../nbs/cost/70_attention.ipynb #e77689ed
-def _cost_at(n, names, dim, heads, batch, rounds, device, seed, kw, against):
-    x = torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed)).to(device).requires_grad_()
+def _inputs(batch, n, dim, shown, device, seed): # tokens, and where wanted a random share of as many others and which ones these are
+    gen = torch.Generator().manual_seed(seed)
+    draw = lambda m: torch.randn(batch, m, dim, generator=gen).to(device).requires_grad_()
+    if shown is None: return (draw(n),)
+    if not 0<shown<=1: raise ValueError(f'a context cannot show {shown} of the tokens: choose a share above 0 and up to 1')
+    return draw(n),draw(round(n*shown)),torch.rand(batch, n, generator=gen).argsort(1)[:,:round(n*shown)].to(device)
+
+def _cost_at(n, names, dim, heads, batch, rounds, device, seed, kw, against, shown):
+    xs = _inputs(batch, n, dim, shown, device, seed)
     mods = {k: build_attention(b, n, dim, heads, **kw.get(k,{})) for k,b in names.items()}
     mods = {k: m.to(device).train() for k,m in mods.items() if m is not None}
-    secs = interleaved_seconds({k: partial(forward_backward, m, x) for k,m in mods.items()}, rounds)
-    nb = pd.Series({k: saved_bytes(partial(m, x), m) for k,m in mods.items()})
+    secs = interleaved_seconds({k: partial(forward_backward, m, *xs) for k,m in mods.items()}, rounds)
+    nb = pd.Series({k: saved_bytes(partial(m, *xs), m) for k,m in mods.items()})
     params = pd.Series({k: sum(p.numel() for p in m.parameters()) for k,m in mods.items()})
     df = timing_table(secs).assign(tokens=n, bytes=nb, bytes_x=nb/nb.iloc[0], parameters=params)
-    if torch.device(device).type=='cuda': df['peak'] = [peak_memory(partial(forward_backward, m, x), device) for m in mods.values()]
+    if torch.device(device).type=='cuda': df['peak'] = [peak_memory(partial(forward_backward, m, *xs), device) for m in mods.values()]
     if against:
         df = df.join(pair_ratios(secs, against).add_suffix('_rival'))
         df['bytes_x_rival'] = pd.Series({k: nb[k]/nb[v] for k,v in against.items() if k in nb and v in nb}, dtype=float)
         if PROJECTIONS in secs: df = df.join(pair_ratios(secs, against, PROJECTIONS).add_suffix('_core'))
     return df.rename_axis('attention').reset_index()
 
+# %% ../../nbs/cost/70_attention.ipynb #50484b67
 def attention_cost(
     names,                              # Names of `get_attention`, or a dict of names and functions of `N`; the first is the reference
     seq_lens:list[int],                 # Lengths `N` to measure at
@@ -130,10 +138,11 @@ def attention_cost(
     device:torch.device|str='cpu',      # Where to measure
     seed:int=0,                         # Of the input
     against:dict|None=None,             # Name → name of a rival of its kind, for the columns `…_rival` and `…_core`
+    shown:float|None=None,              # Share of `N` other tokens that the `N` tokens look at; each other when absent
 )->pd.DataFrame:                        # A row per length and attention: `attention tokens ms x bytes bytes_x parameters` and quartiles
     "Time and bytes of a forward and backward pass of each attention at each length, `x` and `bytes_x` relative to the first"
     names = names if isinstance(names, dict) else {k: k for k in names}
-    return pd.concat([_cost_at(l, names, dim, heads, batch, rounds, device, seed, attn_kw or {}, against or {}) for l in seq_lens],
+    return pd.concat([_cost_at(l, names, dim, heads, batch, rounds, device, seed, attn_kw or {}, against or {}, shown) for l in seq_lens],
                      ignore_index=True)
 
 # %% ../../nbs/cost/70_attention.ipynb #aadd2043
