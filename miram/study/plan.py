@@ -7,9 +7,9 @@ __all__ = ['FROZEN', 'PAPER_ACCURACY', 'EXTENDS', 'GPU_CLASSES', 'method_entry',
            'plan_from', 'protocol', 'frozen_encoder', 'check_plan', 'disk_bytes', 'step_counts', 'plan_cost']
 
 # %% ../../nbs/study/75_plan.ipynb #5ef32c89
-import json, numpy as np, pandas as pd, shutil, torch, typing
+import json, numpy as np, pandas as pd, shutil, torch
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import nn
@@ -23,7 +23,8 @@ from ..evaluate.probe import probe_split
 from ..files import DataError
 from ..models.counting import count_step
 from ..models.pretrained import init_encoder
-from ..train.recipe import METHODS, Recipe, _typed, base_of, get_recipe, read_settings, recipe_from, recipe_model
+from ..settings import check_names, check_types
+from ..train.recipe import METHODS, Recipe, base_of, get_recipe, read_settings, recipe_from, recipe_model
 
 # %% ../../nbs/study/75_plan.ipynb #557e5a4c
 FROZEN = {'random': dict(frozen='random'), 'mae-imagenet': dict(frozen='timm:vit_base_patch16_224.mae')}
@@ -61,12 +62,10 @@ class StudyPlan:
     def __str__(self): return json.dumps(asdict(self), indent=1)
 
 # %% ../../nbs/study/75_plan.ipynb #9612558e
-_HINTS = typing.get_type_hints(StudyPlan)
-
 def _check_fields(p):
     "Give every field its type and raise `ValueError` for one that cannot work"
     if not isinstance(p.methods, Mapping): object.__setattr__(p, 'methods', {m: method_entry(m) for m in p.methods})
-    for f in fields(p): object.__setattr__(p, f.name, _typed(_HINTS, f.name, getattr(p, f.name)))
+    check_types(p)
     for f in ('methods','seeds','probes'):
         if not getattr(p, f): raise ValueError(f'{f} is empty; name at least one')
     if bad := set(p.probes)-set(PROBES): raise ValueError(f'unknown probe {sorted(bad)[0]!r}: choose one of {", ".join(PROBES)}')
@@ -127,7 +126,7 @@ def plan_from(
         if base is not None: return load_plan(base_of(base, source, shipped_plans())).change(**d)
         lost = sorted({'recipe','methods'}-set(d))
         if lost: raise ValueError(f'{lost[0]!r} is missing; give it, or name a base: {", ".join(shipped_plans())}')
-        if bad := sorted(set(d)-set(_HINTS)): raise ValueError(f'{bad[0]!r} is no field of a plan; there are {", ".join(_HINTS)}')
+        check_names(StudyPlan, 'a plan', d)
         return StudyPlan(**d | dict(recipe=recipe_from(d['recipe'], 'recipe')))
     except (ValueError, TypeError) as e: raise ValueError(f'{source}: {e}') from None
 
@@ -137,7 +136,7 @@ def change(self:StudyPlan,
     **changes # Fields and their new values; `recipe` is a table of fields that change, or a `Recipe`
 )->StudyPlan: # A new plan
     "This plan with other values; raises `ValueError` for an unknown field or a value that cannot work"
-    if bad := sorted(set(changes)-set(_HINTS)): raise ValueError(f'{bad[0]!r} is no field of a plan; there are {", ".join(_HINTS)}')
+    check_names(self, 'a plan', changes)
     r = changes.get('recipe')
     if isinstance(r, dict): changes['recipe'] = recipe_from(r) if 'base' in r else self.recipe.change(**r)
     return replace(self, **changes)
