@@ -18,12 +18,12 @@ from ..attention.registry import attention_names
 from ..data.labels import with_label
 from ..data.splits import assert_disjoint
 from ..evaluate.classifier import PROBES
-from ..evaluate.finetune import LesionClassifier
+from ..evaluate.finetune import FINETUNES, FineTune, LesionClassifier, get_finetune
 from ..evaluate.probe import probe_split
 from ..files import DataError
 from ..models.counting import count_step
 from ..models.pretrained import init_encoder
-from ..settings import check_names, check_types
+from ..settings import check_names, check_positive, check_types
 from ..train.recipe import METHODS, Recipe, base_of, get_recipe, read_settings, recipe_from, recipe_model
 
 # %% ../../nbs/study/75_plan.ipynb #557e5a4c
@@ -54,7 +54,7 @@ class StudyPlan:
     probes:tuple = ('linear',) # Of `PROBES`
     reference:str|None = None  # Method that the others are compared with; random or else mae where it is absent
     n_boot:int = 2000          # Bootstrap resamples and permutations
-    ft_epochs:int = 20         # Epochs of fine-tuning
+    finetune:FineTune = FINETUNES['ours'] # Settings of the probe `finetune`; or a name of `FINETUNES`, or a table of fields with a `base`
     context:float = 1.5        # Side of the crops in longer sides of the lesion's box
     level:bool = True          # Bring every crop to one mean and contrast?
 
@@ -65,13 +65,13 @@ class StudyPlan:
 def _check_fields(p):
     "Give every field its type and raise `ValueError` for one that cannot work"
     if not isinstance(p.methods, Mapping): object.__setattr__(p, 'methods', {m: method_entry(m) for m in p.methods})
+    object.__setattr__(p, 'finetune', get_finetune(p.finetune))
     check_types(p)
     for f in ('methods','seeds','probes'):
         if not getattr(p, f): raise ValueError(f'{f} is empty; name at least one')
     if bad := set(p.probes)-set(PROBES): raise ValueError(f'unknown probe {sorted(bad)[0]!r}: choose one of {", ".join(PROBES)}')
     if p.reference is not None and p.reference not in p.methods: raise ValueError(f'reference={p.reference!r}: is none of the methods')
-    for f in ('n_boot','ft_epochs','context'):
-        if not getattr(p, f)>0: raise ValueError(f'{f}={getattr(p, f)}: must be above 0')
+    check_positive(p, 'n_boot', 'context')
     for m in p.methods:
         if m.startswith('.') or set(m)&set('/\\:*?'):
             raise ValueError(f'methods: {m!r} becomes the name of a folder; leave /, \\, : and a first dot out')
@@ -133,12 +133,14 @@ def plan_from(
 # %% ../../nbs/study/75_plan.ipynb #fc6f4dbc
 @patch
 def change(self:StudyPlan,
-    **changes # Fields and their new values; `recipe` is a table of fields that change, or a `Recipe`
+    **changes # Fields and their new values; `recipe` and `finetune` may be tables of fields that change
 )->StudyPlan: # A new plan
     "This plan with other values; raises `ValueError` for an unknown field or a value that cannot work"
     check_names(self, 'a plan', changes)
     r = changes.get('recipe')
     if isinstance(r, dict): changes['recipe'] = recipe_from(r) if 'base' in r else self.recipe.change(**r)
+    ft = changes.get('finetune')
+    if isinstance(ft, dict) and 'base' not in ft: changes['finetune'] = self.finetune.change(**ft)
     return replace(self, **changes)
 
 # %% ../../nbs/study/75_plan.ipynb #0e72ada2
@@ -238,7 +240,7 @@ def plan_cost(
     micro = {m: min(r.micro or r.batch_size, r.batch_size) if (r := plan.recipe_of(m)) else 0 for m in need}
     epochs = {m: r.epochs if (r := plan.recipe_of(m)) else 0 for m in need}
     pflop = {m: pd.Series(dict(pretraining=v['train']*n.get('train', 0)*epochs[m], features=v['features']*sum(n.values()),
-                               finetuning=v['finetune']*n.get('train', 0)*plan.ft_epochs*tasks))*runs/1e15 for m,v in need.items()}
+                               finetuning=v['finetune']*n.get('train', 0)*plan.finetune.epochs*tasks))*runs/1e15 for m,v in need.items()}
     gib = {m: (16*v['parameters']+v['bytes']*micro[m])/2**30 for m,v in need.items()}
     t = pd.DataFrame({'GFLOP a crop': {m: v['train']/1e9 for m,v in need.items()}, 'crops at once': micro, 'GiB': gib}).join(
         pd.DataFrame(pflop).T.add_suffix(' (PFLOP)'))

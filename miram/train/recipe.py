@@ -22,7 +22,7 @@ from ..models.moco import MoCoLoss, TwoViews, create_moco
 from ..models.pretrained import init_encoder
 from ..models.vit import ARCHS
 from ..patches import grid_size
-from ..settings import change_settings, check_choice, check_options, check_types, settings_from
+from ..settings import change_settings, check_choice, check_options, check_positive, check_types, check_warmup, settings_from
 
 # %% ../../nbs/train/60_recipe.ipynb #47b06fc8
 class Method(NamedTuple):
@@ -132,9 +132,7 @@ class Recipe:
 # %% ../../nbs/train/60_recipe.ipynb #a9d19b01
 def _check_range(r):
     "Raise `ValueError` for a number out of its range"
-    for f in ('epochs','batch_size','lr'):
-        if not getattr(r, f)>0: raise ValueError(f'{f}={getattr(r, f)}: must be above 0')
-    if not 0<=r.warmup_epochs<r.epochs: raise ValueError(f'warmup_epochs={r.warmup_epochs}: must lie in [0,{r.epochs}), below epochs')
+    check_positive(r, 'epochs', 'batch_size', 'lr'); check_warmup(r)
     if r.micro is not None and not 0<r.micro<=r.batch_size:
         raise ValueError(f'micro={r.micro}: must lie between 1 and the batch_size of {r.batch_size}')
     if not 0<r.mask_ratio<1: raise ValueError(f'mask_ratio={r.mask_ratio}: must lie between 0 and 1')
