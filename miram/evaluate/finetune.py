@@ -58,7 +58,8 @@ class FineTune:
 def _check_finetune(s):
     "Raise `ValueError` naming the field that cannot work"
     check_types(s)
-    for f,allowed in dict(schedule=('one_cycle','cosine'), optimiser=('adamw','adam'), pool=('avg','cls')).items(): check_choice(s, f, allowed)
+    for f,allowed in dict(schedule=('one_cycle','cosine'), optimiser=('adamw','adam'), pool=('avg','cls')).items():
+        check_choice(s, f, allowed)
     check_positive(s, 'epochs', 'batch_size', 'lr', 'eps', 'layer_decay'); check_warmup(s)
     for f,low in (('weight_decay',0), ('head_std',0), ('mixup',0)):
         if getattr(s, f)<low: raise ValueError(f'{f}={getattr(s, f)}: must not be below {low}')
@@ -267,6 +268,7 @@ def finetune_probe(
 def _told(model, encoder, classes, label, valid, seed, settings):
     "`model`, whose encoder knows that it was fine-tuned, how and on what, beside what `encoder` knew"
     best = min(valid, key=valid.get) if valid else None
-    tuned = dict(label=label, classes=list(map(str, classes)), epochs=len(valid), best_epoch=best, seed=seed, settings=json.loads(str(settings)))
+    tuned = dict(label=label, classes=list(map(str, classes)), epochs=len(valid), best_epoch=best, seed=seed,
+                 settings=json.loads(str(settings)))
     model.encoder.provenance = getattr(encoder, 'provenance', {}) | dict(fine_tuned=tuned)
     return model
