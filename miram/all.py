@@ -41,7 +41,7 @@ NAMES = {  # module → its names
     'evaluate.metrics':    'balanced_accuracy macro_auc macro_ap metric_set bootstrap_ci paired_difference delong holm',
     'evaluate.features':   'cached_features',
     'evaluate.probe':      'ProbeResult linear_probe knn_probe trained_probe attentive_probe take_patients learning_curve',
-    'evaluate.finetune':   'LesionClassifier task_dls finetune_learner finetune_probe',
+    'evaluate.finetune':   'FINETUNES FineTune LesionClassifier get_finetune task_dls finetune_learner finetune_probe',
     'evaluate.classifier': 'SavedClassifier probe_encoder make_classifier save_classifier load_classifier',
     'viz.plot':            'plot_images plot_reconstruction plot_losses plot_cost plot_intervals roc_band pr_band plot_curves '
                            'plot_reliability plot_learning_curve',

@@ -11,6 +11,7 @@ from .command import InFile, InFolder, InPath, command, one_of
 
 # %% ../../nbs/cli/83_probe.ipynb #de9f926a
 _probe = one_of('linear', 'trained', 'knn', 'attentive', 'finetune')
+_tuned = one_of('ours', 'authors')
 
 @command
 def miram_probe(
@@ -23,6 +24,7 @@ def miram_probe(
     label:str='pathology',  # Column to probe
     probe:_probe='linear',  # linear, trained, knn, attentive or finetune
     epochs:int=None,        # Passes of trained, attentive and finetune; their own without it
+    finetune:_tuned='ours', # Settings of finetune: ours, or those of the authors
     context:float=1.5,      # Side of a crop in longer sides of the lesion's box
     level:bool=False,       # Bring each crop to the same mean and contrast, as the demo does
     data_seed:int=0,        # Seed of the split
@@ -33,6 +35,6 @@ def miram_probe(
     from miram.evaluate.classifier import probe_job
     from miram.memory import keep_memory
     keep_memory()
-    got = probe_job(encoder, out, label, probe, epochs, seed, n_boot, lesions=lesions, images=images, cbis=cbis, crops=crops,
+    got = probe_job(encoder, out, label, probe, epochs, seed, n_boot, finetune, lesions=lesions, images=images, cbis=cbis, crops=crops,
                     context=context, level=level, data_seed=data_seed)
     print(f'{got.text(label, probe)}\n{Path(out).resolve()/"metrics.csv"}')

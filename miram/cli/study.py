@@ -11,7 +11,7 @@ from .command import InFile, InFolder, NameOrFile, command, settings
 from ..files import DataError
 
 # %% ../../nbs/cli/84_study.ipynb #b3104d13
-_fields = settings('Fields of the plan, such as recipe.lr=1e-3 n_boot=500; any number of them')
+_fields = settings('Fields of the plan, such as recipe.lr=1e-3 finetune.epochs=50 n_boot=500; any number of them')
 
 @command
 def miram_study(

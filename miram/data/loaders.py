@@ -266,6 +266,7 @@ def pretrain_dls(
     splits:tuple=('train',),    # Splits to train on; never the test part
     device=None,                # Device of the batches; fastai's default
     augment:bool=True,          # Augment the training part?
+    drop_last:bool=False,       # Leave out the crops that make no whole batch, in training, unless they are all that there is?
     **kwargs,                   # Options of `Augment`, those of `random_affine` among them
 )->DataLoaders:                 # Batches `(low (B,1,s,s), high (B,1,2s,2s))`; `.valid` is unaugmented
     """Loaders of both scales, for pretraining; labels are not needed
@@ -278,8 +279,8 @@ def pretrain_dls(
     train, valid = (np.flatnonzero(np.isin(split, s)) for s in (list(splits), list({'valid'} - set(splits))))
     if not len(train):
         raise DataError(f"{cache.path}: no crop is in {' or '.join(splits)}; split the table before building the cache")
-    dl = lambda rows, aug, shuffle: _loader(CropItems(cache, rows), img_size, batch_size, seed, workers, device, aug, shuffle)
-    both = dl(train, kwargs if augment else None, True), dl(valid, None, False)
+    dl = lambda rows, *args, **kw: _loader(CropItems(cache, rows), img_size, batch_size, seed, workers, device, *args, **kw)
+    both = dl(train, kwargs if augment else None, True, drop_last=drop_last and len(train)>=batch_size), dl(valid, None, False)
     return DataLoaders(*both, device=torch.device(device or default_device()))
 
 # %% ../../nbs/data/38_loaders.ipynb #f6b1e90f

@@ -378,11 +378,12 @@ def probe_encoder(
     seed:int=0,             # Of what a probe draws
     folder:str|Path|None=None, # Where features are kept, as for `cached_features`; tokens never are
     device=None,            # Device of the encoder; where it is by default
+    finetune='ours',        # Settings of the probe `finetune`, see `get_finetune`
 )->ProbeResult:
     "Probe one encoder for one label; raises `ValueError` for an unknown probe, `DataError` for an unfit split"
     if probe not in PROBES: raise ValueError(f'unknown probe {probe!r}: choose one of {", ".join(PROBES)}')
     steps = {} if epochs is None or probe in ('linear','knn') else dict(epochs=epochs)
-    if probe=='finetune': return finetune_probe(encoder, cache, label, img_size=img_size, seed=seed, **steps)
+    if probe=='finetune': return finetune_probe(encoder, cache, label, finetune, img_size, seed, **steps)
     f = dict(linear=linear_probe, trained=trained_probe, knn=knn_probe, attentive=attentive_probe)[probe]
     tokens = dict(pool='tokens') if probe=='attentive' else dict(folder=folder)
     feats = cached_features(encoder, cache, img_size, device=device, **tokens)
@@ -453,11 +454,12 @@ def probe_job(
     epochs:int|None=None,  # Passes of a probe that is trained by steps
     seed:int=0,            # Of what the probe draws
     n_boot:int=2000,       # Resamples of the intervals
+    finetune='ours',       # Settings of the probe `finetune`, see `get_finetune`
     **source               # As for `probe_crops`
 )->WrittenProbe:
     "Load an encoder, probe it and write what was found, with a classifier where the probe can be kept"
     enc = load_encoder(encoder)
     size,cache = enc.patch_embed.img_size[0],probe_crops(enc, out, label=label, **source)
     device = 'cuda' if torch.cuda.is_available() else None
-    result = probe_encoder(enc, cache, label, probe, size, epochs, seed, Path(out)/'features', device)
+    result = probe_encoder(enc, cache, label, probe, size, epochs, seed, Path(out)/'features', device, finetune)
     return write_probe(out, enc, cache, result, size, n_boot, source=str(encoder), probe=probe, seed=seed)

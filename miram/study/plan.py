@@ -7,9 +7,9 @@ __all__ = ['FROZEN', 'PAPER_ACCURACY', 'EXTENDS', 'GPU_CLASSES', 'method_entry',
            'plan_from', 'protocol', 'frozen_encoder', 'check_plan', 'disk_bytes', 'step_counts', 'plan_cost']
 
 # %% ../../nbs/study/75_plan.ipynb #5ef32c89
-import json, numpy as np, pandas as pd, shutil, torch, typing
+import json, numpy as np, pandas as pd, shutil, torch
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import nn
@@ -18,12 +18,13 @@ from ..attention.registry import attention_names
 from ..data.labels import with_label
 from ..data.splits import assert_disjoint
 from ..evaluate.classifier import PROBES
-from ..evaluate.finetune import LesionClassifier
+from ..evaluate.finetune import FINETUNES, FineTune, LesionClassifier, get_finetune
 from ..evaluate.probe import probe_split
 from ..files import DataError
 from ..models.counting import count_step
 from ..models.pretrained import init_encoder
-from ..train.recipe import METHODS, Recipe, _typed, base_of, get_recipe, read_settings, recipe_from, recipe_model
+from ..settings import check_names, check_positive, check_types
+from ..train.recipe import METHODS, Recipe, base_of, get_recipe, read_settings, recipe_from, recipe_model
 
 # %% ../../nbs/study/75_plan.ipynb #557e5a4c
 FROZEN = {'random': dict(frozen='random'), 'mae-imagenet': dict(frozen='timm:vit_base_patch16_224.mae')}
@@ -55,7 +56,7 @@ class StudyPlan:
     probes:tuple = ('linear',) # Of `PROBES`
     reference:str|None = None  # Method that the others are compared with; random or else mae where it is absent
     n_boot:int = 2000          # Bootstrap resamples and permutations
-    ft_epochs:int = 20         # Epochs of fine-tuning
+    finetune:FineTune = FINETUNES['ours'] # Settings of the probe `finetune`; or a name of `FINETUNES`, or a table of fields with a `base`
     context:float = 1.5        # Side of the crops in longer sides of the lesion's box
     level:bool = True          # Bring every crop to one mean and contrast?
 
@@ -63,18 +64,16 @@ class StudyPlan:
     def __str__(self): return json.dumps(asdict(self), indent=1)
 
 # %% ../../nbs/study/75_plan.ipynb #9612558e
-_HINTS = typing.get_type_hints(StudyPlan)
-
 def _check_fields(p):
     "Give every field its type and raise `ValueError` for one that cannot work"
     if not isinstance(p.methods, Mapping): object.__setattr__(p, 'methods', {m: method_entry(m) for m in p.methods})
-    for f in fields(p): object.__setattr__(p, f.name, _typed(_HINTS, f.name, getattr(p, f.name)))
+    object.__setattr__(p, 'finetune', get_finetune(p.finetune))
+    check_types(p)
     for f in ('methods','seeds','probes'):
         if not getattr(p, f): raise ValueError(f'{f} is empty; name at least one')
     if bad := set(p.probes)-set(PROBES): raise ValueError(f'unknown probe {sorted(bad)[0]!r}: choose one of {", ".join(PROBES)}')
     if p.reference is not None and p.reference not in p.methods: raise ValueError(f'reference={p.reference!r}: is none of the methods')
-    for f in ('n_boot','ft_epochs','context'):
-        if not getattr(p, f)>0: raise ValueError(f'{f}={getattr(p, f)}: must be above 0')
+    check_positive(p, 'n_boot', 'context')
     for m in p.methods:
         if m.startswith('.') or set(m)&set('/\\:*?'):
             raise ValueError(f'methods: {m!r} becomes the name of a folder; leave /, \\, : and a first dot out')
@@ -129,19 +128,21 @@ def plan_from(
         if base is not None: return load_plan(base_of(base, source, shipped_plans())).change(**d)
         lost = sorted({'recipe','methods'}-set(d))
         if lost: raise ValueError(f'{lost[0]!r} is missing; give it, or name a base: {", ".join(shipped_plans())}')
-        if bad := sorted(set(d)-set(_HINTS)): raise ValueError(f'{bad[0]!r} is no field of a plan; there are {", ".join(_HINTS)}')
+        check_names(StudyPlan, 'a plan', d)
         return StudyPlan(**d | dict(recipe=recipe_from(d['recipe'], 'recipe')))
     except (ValueError, TypeError) as e: raise ValueError(f'{source}: {e}') from None
 
 # %% ../../nbs/study/75_plan.ipynb #fc6f4dbc
 @patch
 def change(self:StudyPlan,
-    **changes # Fields and their new values; `recipe` is a table of fields that change, or a `Recipe`
+    **changes # Fields and their new values; `recipe` and `finetune` may be tables of fields that change
 )->StudyPlan: # A new plan
     "This plan with other values; raises `ValueError` for an unknown field or a value that cannot work"
-    if bad := sorted(set(changes)-set(_HINTS)): raise ValueError(f'{bad[0]!r} is no field of a plan; there are {", ".join(_HINTS)}')
+    check_names(self, 'a plan', changes)
     r = changes.get('recipe')
     if isinstance(r, dict): changes['recipe'] = recipe_from(r) if 'base' in r else self.recipe.change(**r)
+    ft = changes.get('finetune')
+    if isinstance(ft, dict) and 'base' not in ft: changes['finetune'] = self.finetune.change(**ft)
     return replace(self, **changes)
 
 # %% ../../nbs/study/75_plan.ipynb #0e72ada2
@@ -241,7 +242,7 @@ def plan_cost(
     micro = {m: min(r.micro or r.batch_size, r.batch_size) if (r := plan.recipe_of(m)) else 0 for m in need}
     epochs = {m: r.epochs if (r := plan.recipe_of(m)) else 0 for m in need}
     pflop = {m: pd.Series(dict(pretraining=v['train']*n.get('train', 0)*epochs[m], features=v['features']*sum(n.values()),
-                               finetuning=v['finetune']*n.get('train', 0)*plan.ft_epochs*tasks))*runs/1e15 for m,v in need.items()}
+                               finetuning=v['finetune']*n.get('train', 0)*plan.finetune.epochs*tasks))*runs/1e15 for m,v in need.items()}
     gib = {m: (16*v['parameters']+v['bytes']*micro[m])/2**30 for m,v in need.items()}
     t = pd.DataFrame({'GFLOP a crop': {m: v['train']/1e9 for m,v in need.items()}, 'crops at once': micro, 'GiB': gib}).join(
         pd.DataFrame(pflop).T.add_suffix(' (PFLOP)'))

@@ -110,8 +110,8 @@ def probe_run(
     todo = [(t,p) for t in plan.all_tasks for p in plan.probes if not _result(folder, t, p).exists()]
     encoder = load_encoder(folder) if todo else None
     for t,p in todo:
-        epochs = plan.ft_epochs if p=='finetune' else None
-        try: write_result(folder, probe_encoder(encoder, cache, t, p, plan.recipe.img_size, epochs, seed, Path(out)/'features'), p)
+        try: write_result(folder, probe_encoder(encoder, cache, t, p, plan.recipe.img_size, seed=seed, folder=Path(out)/'features',
+                                                finetune=plan.finetune), p)
         except Exception as e: errors[t,p] = _record(_failed(folder, t, p), e)
         else: _failed(folder, t, p).unlink(missing_ok=True)
     return errors

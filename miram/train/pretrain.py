@@ -20,7 +20,8 @@ from ..evaluate.finetune import KeepBest
 from ..models.losses import MultiScaleLoss
 from ..models.moco import MoCo, MoCoLoss, TwoViews
 from .learner import PretrainLearner, Rewind
-from .recipe import METHODS, Recipe, adamw, decay_groups, mask_feed, recipe_model, scaled_lr, view_feed, warmup_cosine
+from ..optim import adamw, decay_groups, scaled_lr, warmup_cosine
+from .recipe import METHODS, Recipe, mask_feed, recipe_model, view_feed
 
 # %% ../../nbs/train/63_pretrain.ipynb #34067a0c
 class SeededFeed(Callback):
@@ -214,7 +215,7 @@ def recipe_learner(
     model:nn.Module|None=None, # From `recipe_model`; a new one when absent
 )->PretrainLearner:  # Its model is new, from the recipe's seed
     "The learner of a recipe"
-    r,m = recipe,METHODS[recipe.method]
+    r,m = recipe.settled(),METHODS[recipe.method]
     model = recipe_model(r) if model is None else model
     best = [KeepBest()] if r.keep_best else []
     return pretrain_learner(dls, model, lr=scaled_lr(r.lr, r.batch_size), wd=r.weight_decay, seed=r.seed, cbs=[*best, *cbs], betas=r.betas,

@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RECIPES', 'Method', 'register_method', 'mask_feed', 'view_feed', 'Recipe', 'read_settings',
-           'parse_settings', 'base_of', 'get_recipe', 'recipe_from', 'scaled_lr', 'warmup_cosine', 'decay_groups',
-           'adamw', 'recipe_model']
+           'parse_settings', 'base_of', 'get_recipe', 'recipe_from', 'recipe_model']
 
 # %% ../../nbs/train/60_recipe.ipynb #c83bb168
-import inspect, json, torch, types, typing, warnings
+import json, torch
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
-from fastai.callback.schedule import SchedCos, SchedLin
-from fastai.optimizer import OptimWrapper
+from dataclasses import asdict, dataclass, field, replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import nn
@@ -25,6 +22,7 @@ from ..models.moco import MoCoLoss, TwoViews, create_moco
 from ..models.pretrained import init_encoder
 from ..models.vit import ARCHS
 from ..patches import grid_size
+from ..settings import change_settings, check_choice, check_options, check_positive, check_types, check_warmup, settings_from
 
 # %% ../../nbs/train/60_recipe.ipynb #47b06fc8
 class Method(NamedTuple):
@@ -34,6 +32,8 @@ class Method(NamedTuple):
     feed:Callable         # `(recipe, model, mean, std)` to a function of `(low, high, generator)`, see `mask_feed`
     augment:bool=True     # Are crops augmented by the loader?
     batchwise:bool=False  # Does the loss compare the crops of a batch with each other?
+    betas:tuple=(.9,.95)  # Decay of AdamW's moment estimates, where the recipe leaves it open
+    weight_decay:float=.05 # Of matrices, where the recipe leaves it open
 
 METHODS = {}
 
@@ -82,6 +82,7 @@ def _build_moco(r, in_chans=1):
 for _name,_scales in (('mae',(1,)), ('miram',None)):
     register_method(_name, build=_build_masked(_scales), loss=_masked_loss, feed=lambda r, model, mean, std: mask_feed(model))
 register_method('moco', build=_build_moco, loss=lambda r, model: MoCoLoss(r.temperature), augment=False, batchwise=True,
+                betas=(.9,.999), weight_decay=.1,
                 feed=lambda r, model, mean, std: view_feed(TwoViews(r.img_size, mean=mean, std=std, **r.views)))
 
 # %% ../../nbs/train/60_recipe.ipynb #c31c4085
@@ -114,8 +115,8 @@ class Recipe:
     warmup_epochs:float = 40.    # Epochs in which the learning rate rises
     batch_size:int = 1024        # Crops in a step, over all processes and micro-batches
     lr:float = 1.5e-4            # Highest learning rate for a batch of 256, see `scaled_lr`
-    betas:tuple = (.9,.95)       # Decay of AdamW's two moment estimates
-    weight_decay:float = .05     # Of matrices; biases, norms and single vectors are not decayed
+    betas:tuple|None = None      # Decay of AdamW's two moment estimates; the method's own when absent, see `Recipe.settled`
+    weight_decay:float|None = None # Of matrices; biases, norms and single vectors are not decayed; the method's own when absent
     clip:float|None = None       # Largest gradient norm; gradients are not clipped when absent
     ema:float|None = None        # Decay of the average of the encoder's weights, if one is kept
     keep_best:bool = False       # Keep the epoch with the lowest loss on validation patients in place of the last
@@ -134,38 +135,10 @@ class Recipe:
     def __post_init__(self): _check_recipe(self)
     def __str__(self): return json.dumps(asdict(self), indent=1)
 
-# %% ../../nbs/train/60_recipe.ipynb #06a99829
-_HINTS = typing.get_type_hints(Recipe)
-
-def _tuples(v):
-    "`v` with tuples for the lists in it, of any depth"
-    if isinstance(v, dict): return {k: _tuples(o) for k,o in v.items()}
-    return tuple(map(_tuples, v)) if isinstance(v, (list,tuple)) else v
-
-def _typed(hints, field, value):
-    "`value` as the type of `field` wants it; raises `ValueError` naming both"
-    hint = hints[field]
-    kinds = typing.get_args(hint) or (hint,)
-    value = _tuples(value)
-    if type(value) in kinds or value is None and types.NoneType in kinds: return value
-    if type(value) is int and float in kinds: return float(value)
-    names = ' or '.join('nothing' if k is types.NoneType else k.__name__ for k in kinds)
-    raise ValueError(f'{field}={value!r}: must be {names}, not {type(value).__name__}')
-
-def _options(cls, *taken):
-    "Names of the options of a class, without those that the run sets itself"
-    ps = inspect.signature(cls.__init__).parameters
-    return [k for k,p in ps.items() if k not in ('self',*taken) and p.kind not in (p.VAR_KEYWORD,p.VAR_POSITIONAL)]
-
 # %% ../../nbs/train/60_recipe.ipynb #a9d19b01
-def _one_of(r, field, allowed):
-    if (v := getattr(r, field)) not in allowed: raise ValueError(f'{field}={v!r}: choose one of {", ".join(map(repr, allowed))}')
-
 def _check_range(r):
     "Raise `ValueError` for a number out of its range"
-    for f in ('epochs','batch_size','lr'):
-        if not getattr(r, f)>0: raise ValueError(f'{f}={getattr(r, f)}: must be above 0')
-    if not 0<=r.warmup_epochs<r.epochs: raise ValueError(f'warmup_epochs={r.warmup_epochs}: must lie in [0,{r.epochs}), below epochs')
+    check_positive(r, 'epochs', 'batch_size', 'lr'); check_warmup(r)
     if r.micro is not None and not 0<r.micro<=r.batch_size:
         raise ValueError(f'micro={r.micro}: must lie between 1 and the batch_size of {r.batch_size}')
     if not 0<r.mask_ratio<1: raise ValueError(f'mask_ratio={r.mask_ratio}: must lie between 0 and 1')
@@ -188,16 +161,15 @@ def _check_decoding(r):
 
 def _check_recipe(r):
     "Raise `ValueError` naming the field that cannot work"
-    for f in fields(r): object.__setattr__(r, f.name, _typed(_HINTS, f.name, getattr(r, f.name)))
+    check_types(r)
     for f,allowed in dict(method=tuple(METHODS), arch=tuple(ARCHS), precision=('auto','fp32','bf16','fp16'),
-                          target=('native','upsampled'), decoder=DECODERS).items(): _one_of(r, f, allowed)
+                          target=('native','upsampled'), decoder=DECODERS).items(): check_choice(r, f, allowed)
     _check_decoding(r)
     if not r.scales or set(r.scales)-{1,2}:
         raise ValueError(f'scales={r.scales}: choose from 1 and 2; crops are read at twice the resolution of img_size, not more')
     grid_size(r.img_size, r.patch_size)
     _check_range(r)
-    for f,known in (('augment',_options(Augment, 'seed')), ('views',_options(TwoViews, 'size', 'mean', 'std', 'seed'))):
-        if bad := sorted(set(getattr(r, f))-set(known)): raise ValueError(f'{f}.{bad[0]}: no such option; there are {", ".join(known)}')
+    check_options(r, 'augment', Augment, 'seed'); check_options(r, 'views', TwoViews, 'size', 'mean', 'std', 'seed')
     if r.micro is not None and r.micro<r.batch_size and METHODS[r.method].batchwise:
         raise ValueError(f'micro={r.micro}: {r.method} compares the crops of the whole batch with each other, so in pieces it would have '
                          'another loss; leave micro out, and use checkpointing, a smaller batch_size or more processes')
@@ -216,14 +188,13 @@ def change(self:Recipe,
     **changes # Fields and their new values; of a dict, the options that change
 )->Recipe:    # A new recipe
     "This recipe with other values; raises `ValueError` for an unknown field or a value that cannot work"
-    if bad := sorted(set(changes)-set(_HINTS)): raise ValueError(f'{bad[0]!r} is no field of a recipe; there are {", ".join(_HINTS)}')
-    for k,v in changes.items():
-        if isinstance(v, dict) and isinstance(old := getattr(self, k), dict): changes[k] = old | v
-    e = changes.get('epochs', self.epochs)
-    if type(e) is int and 0<e!=self.epochs and self.warmup_epochs and 'warmup_epochs' not in changes:
-        changes['warmup_epochs'] = w = self.warmup_epochs*e/self.epochs
-        warnings.warn(f'warmup_epochs: {self.warmup_epochs:g} of {self.epochs} epochs become {w:g} of {e}')
-    return replace(self, **changes)
+    return change_settings(self, 'a recipe', **changes)
+
+# %% ../../nbs/train/60_recipe.ipynb #0092aad3
+@patch
+def settled(self:Recipe)->Recipe: # Nothing of the method's own is left open
+    "This recipe with its method's `betas` and `weight_decay` where it has none"
+    return replace(self, **{k: getattr(METHODS[self.method], k) for k in ('betas','weight_decay') if getattr(self, k) is None})
 
 # %% ../../nbs/train/60_recipe.ipynb #7f2e2c4f
 def read_settings(
@@ -283,53 +254,8 @@ def recipe_from(
     source:str|Path='recipe', # What to call it in messages
 )->Recipe:
     "A recipe from a table of fields; raises `ValueError`, naming the source, without a base unless every field is there"
-    d = dict(d); base = d.pop('base', None)
-    if base is None and set(_HINTS)-set(d):
-        raise ValueError(f"{source}: names no recipe to start from; add \"base\", one of {', '.join(RECIPES)} or another file")
-    if base is not None: start = get_recipe(base_of(base, source, RECIPES))
-    try: return Recipe(**d) if base is None else start.change(**d)
-    except (ValueError, TypeError) as e: raise ValueError(f'{source}: {e}') from None
-
-# %% ../../nbs/train/60_recipe.ipynb #1e3f4911
-def scaled_lr(
-    base:float, # Learning rate for a batch of 256
-    batch:int,  # Images in a step
-)->float:       # Learning rate for that batch
-    "The linear scaling rule (MAE, arXiv 2111.06377, appendix A)"
-    return base*batch/256
-
-# %% ../../nbs/train/60_recipe.ipynb #7ca64c2a
-def warmup_cosine(
-    lr:float,          # Highest learning rate
-    warmup:float=.08,  # Share of all steps in which it rises, 0 to below 1
-    final:float=0.,    # Learning rate at the end
-):                     # Function of the share of training that is done, 0 to 1
-    "Linear warm-up and half a cosine; raises `ValueError` for a `warmup` outside [0,1)"
-    if not 0<=warmup<1: raise ValueError(f'the warm-up is a share of training in [0,1), got {warmup}')
-    rise,fall = SchedLin(0., lr),SchedCos(lr, final)
-    return lambda t: rise(t/warmup) if t<warmup else fall((t-warmup)/(1-warmup))
-
-# %% ../../nbs/train/60_recipe.ipynb #e6674d3b
-def decay_groups(
-    model:nn.Module, # Any model
-)->list:             # Two lists of parameters: decayed, and not
-    "Split the trainable parameters into matrices, and biases, norms and single vectors"
-    groups = [],[]
-    for name,p in model.named_parameters():
-        if p.requires_grad:
-            groups[p.ndim<2 or name.split('.')[-1] in ('cls_token','reg_token','pos_embed') or 'mask_token' in name].append(p)
-    return list(groups)
-
-# %% ../../nbs/train/60_recipe.ipynb #4a49db76
-def adamw(
-    params,                # Parameters or groups of them, from fastai's `Learner`
-    lr:float,              # Learning rate
-    betas:tuple=(.9,.95),  # Decay of the two moment estimates
-    fused:bool=True,       # One kernel a step instead of a dozen operations a parameter
-    **kwargs               # Passed to `torch.optim.AdamW`
-)->OptimWrapper:
-    "AdamW as the authors set it, for a `Learner`"
-    return OptimWrapper(params, torch.optim.AdamW, lr=lr, betas=betas, fused=fused, **kwargs)
+    known = f'one of {", ".join(RECIPES)} or another file'
+    return settings_from(d, Recipe, lambda base: get_recipe(base_of(base, source, RECIPES)), known, source)
 
 # %% ../../nbs/train/60_recipe.ipynb #30d21c89
 def recipe_model(

@@ -36,7 +36,8 @@ def recipe_dls(
     "Loaders with the batch, seed and augmentation of a recipe"
     r = recipe
     aug = r.augment if METHODS[r.method].augment else dict(scale=(1.,1.), ratio=(1.,1.), hflip=0.)
-    return pretrain_dls(cache, img_size=r.img_size, batch_size=r.batch_size, seed=r.seed, workers=workers, device=device, **aug)
+    return pretrain_dls(cache, img_size=r.img_size, batch_size=r.batch_size, seed=r.seed, workers=workers, device=device,
+                        drop_last=METHODS[r.method].batchwise, **aug)
 
 # %% ../../nbs/train/67_run.ipynb #ea4996a0
 def _can_probe(table, label):
@@ -83,7 +84,7 @@ def run_pretraining(
     """Pretrain by a recipe in a folder that can be left and come back to; sets the global random seeds
 
     Raises `ValueError` with the differences for a folder of another run, `DataError` for crops that are too small."""
-    out = Path(out)
+    out,recipe = Path(out),recipe.settled()
     random.seed(recipe.seed); np.random.seed(recipe.seed); torch.manual_seed(recipe.seed)
     look = _watchers(recipe, cache, out, label, pictures, denorm, probe, tensorboard)
     bar = StepBar(desc or recipe.method, not progress or rank_distrib()>0)
