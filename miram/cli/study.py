@@ -24,7 +24,7 @@ def miram_study(
     set:_fields=None,
     seeds:int=None,         # Runs of every method; the plan's without it
     epochs:int=None,        # Passes over the training crops; the plan's without it
-    methods:str=None,       # Comma-separated, such as random,mae,moco,miram-nystrom
+    methods:str=None,       # Comma-separated, such as random,mae,moco,miram-nystrom,miram-cross
     tasks:str=None,         # Comma-separated columns to probe beside the plan's label
     probes:str=None,        # Comma-separated: linear, trained, knn, attentive, finetune
     workers:int=0,          # Processes that share the runs
