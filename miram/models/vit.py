@@ -6,13 +6,14 @@
 __all__ = ['ARCHS', 'init_linear', 'Encoder', 'encode', 'create_encoder']
 
 # %% ../../nbs/models/20_vit.ipynb #637f7178
-import torch
+import inspect, math, timm, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from functools import partial
-from timm.models import checkpoint
-from timm.models.vision_transformer import VisionTransformer
+from functools import lru_cache, partial
+from timm.layers import Mlp, PatchEmbed
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from ..masking import Mask, visible
 from ..patches import grid_size, patchify, sincos_2d
 
@@ -30,6 +31,22 @@ def init_linear(
         nn.init.xavier_uniform_(m.weight)
         if m.bias is not None: nn.init.zeros_(m.bias)
 
+# %% ../../nbs/models/20_vit.ipynb #7873f32e
+_ONE_GRID,_OWN_START = 'positions and masks belong to one grid; set_input_size moves to another',"an encoder's layers start as MAE's do"
+_ONLY = dict(patch_drop_rate=((0,), 'the mask hides patches, and decoders must know which'),
+             pos_embed=(('learn',), 'a visible patch would not say where it comes from'),
+             dynamic_img_size=((False,), _ONE_GRID), dynamic_img_pad=((False,), _ONE_GRID),
+             global_pool=(('', 'token', 'avg', 'avgmax', 'max'), 'its weights would stand idle in pretraining; `encode` pools without any'),
+             fc_norm=((None, False), 'the final norm stands before the pooling; final_norm=False leaves it out'),
+             weight_init=(('',), _OWN_START), fix_init=((False,), _OWN_START),
+             embed_layer=((PatchEmbed,), 'only visible patches are embedded, each by itself'),
+             block_fn=((Block,), 'a block has one attention and one MLP, one after the other'))
+
+def _check_options(kw):
+    "Raise `ValueError` naming an option of timm's that `Encoder` cannot follow, with the reason"
+    for k,(allowed,why) in _ONLY.items():
+        if k in kw and kw[k] not in allowed: raise ValueError(f'{k}={kw[k]!r}: {why}')
+
 # %% ../../nbs/models/20_vit.ipynb #6bd3828f
 class Encoder(VisionTransformer):
     "A timm `VisionTransformer` with fixed sine-cosine positions and a forward pass over visible patches (MAE, arXiv 2111.06377)"
@@ -40,13 +57,16 @@ class Encoder(VisionTransformer):
         fixed_pos:bool=True,      # Fixed 2-D sine-cosine positions, in place of timm's learned ones
         **kwargs                  # Everything else that timm's `VisionTransformer` takes
     ):
-        grid_size(img_size, patch_size)
-        plain = {} if kwargs.get('class_token', True) else dict(global_pool='avg', fc_norm=False)
-        kwargs = dict(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6)) | plain | kwargs
+        "Raises `ValueError` for a size that is no multiple of the patch side, and naming an option that the visible pass cannot follow"
+        grid_size(img_size, patch_size); _check_options(kwargs)
+        plain = {} if kwargs.get('class_token', True) else dict(global_pool='avg')
+        kwargs = dict(num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6)) | plain | kwargs | dict(fc_norm=False)
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, **kwargs)
         self.fixed_pos,self.patch_size,self.in_chans = fixed_pos,patch_size,in_chans
         self.apply(init_linear)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        for t in (self.cls_token, self.reg_token):
+            if t is not None: nn.init.normal_(t, std=.02)
         if fixed_pos: self._fix_pos()
 
 # %% ../../nbs/models/20_vit.ipynb #f0317e8c
@@ -59,7 +79,7 @@ def n_pos_prefix(self:Encoder):
 def _fix_pos(self:Encoder):
     "Fill `pos_embed` with the sine-cosine code of the present grid and freeze it"
     code = sincos_2d(self.embed_dim, self.patch_embed.grid_size, self.n_pos_prefix)[None]
-    self.pos_embed = nn.Parameter(code.to(self.patch_embed.proj.weight.device), requires_grad=False)
+    self.pos_embed = nn.Parameter(code.to(self.patch_embed.proj.weight), requires_grad=False)
 
 @patch
 def set_input_size(self:Encoder,
@@ -76,13 +96,14 @@ def set_input_size(self:Encoder,
 def _embed_visible(self:Encoder, x, mask):
     "Embed the visible patches with their positions; prefix tokens in front"
     w = self.patch_embed.proj.weight.permute(0,2,3,1).flatten(1)                   # (D,p*p*C)
-    t = F.linear(visible(patchify(x, self.patch_size), mask), w, self.patch_embed.proj.bias)
+    t = self.patch_embed.norm(F.linear(visible(patchify(x, self.patch_size), mask), w, self.patch_embed.proj.bias))
     n = self.n_pos_prefix
-    t = t + self.pos_embed[0,n:][mask.ids_keep].to(t.dtype)                        # (B,K,D)
+    t = t+self.pos_embed[0,n:][mask.ids_keep]                                      # (B,K,D), float32 also under autocast
     prefix = [p for p in (self.cls_token, self.reg_token) if p is not None]
-    if not prefix: return t
-    prefix = torch.cat(prefix, 1) + (self.pos_embed[:,:n] if n else 0)             # (1,P,D)
-    return torch.cat([prefix.to(t.dtype).expand(len(t), -1, -1), t], 1)            # (B,P+K,D)
+    if prefix:
+        prefix = torch.cat(prefix, 1)+(self.pos_embed[:,:n] if n else 0)           # (1,P,D)
+        t = torch.cat([prefix.expand(len(t), -1, -1), t], 1)                       # (B,P+K,D)
+    return self.pos_drop(t)
 
 # %% ../../nbs/models/20_vit.ipynb #cf20e26c
 @patch
@@ -115,7 +136,7 @@ def forward_visible(self:Encoder,
     z,kept = self.norm_pre(self._embed_visible(x, mask)),[]
     checkpointed = self.grad_checkpointing and torch.is_grad_enabled()
     for i,blk in enumerate(self.blocks):
-        z = checkpoint(blk, z) if checkpointed else blk(z)
+        z = checkpoint(blk, z, use_reentrant=False) if checkpointed else blk(z)
         if i in layers: kept.append(F.layer_norm(z, z.shape[-1:], eps=1e-6))
     return (self.norm(z),kept) if layers else self.norm(z)
 
