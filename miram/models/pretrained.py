@@ -152,7 +152,7 @@ def adapt_positions(
     if same: return pos
     if round((pos.shape[1]-n)**.5)**2!=pos.shape[1]-n:
         raise ValueError(f'the {pos.shape[1]-n} positions in the file are of no square grid, and the model has {grid[0]}x{grid[1]}; '
-                         f'build it with no_embed_class={not encoder.no_embed_class} if prefix tokens have {"none" if n else "theirs"} there')
+                         f'build with no_embed_class={not encoder.no_embed_class} if prefix tokens have {"none" if n else "theirs"} there')
     return resample_abs_pos_embed(pos, grid, num_prefix_tokens=n)
 
 # %% ../../nbs/models/28_pretrained.ipynb #7e321bd6
@@ -312,8 +312,8 @@ def _sizes(e):
 
 def _traits(e):
     "What else they must share; of layer scale, whether there is one"
-    sizes = {k: v is not None if k=='init_values' else v for k,v in size_args(e).items() if k not in ('embed_dim', 'depth', 'num_heads', 'patch_size')}
-    return sizes | layer_names(e)
+    said = ('embed_dim', 'depth', 'num_heads', 'patch_size')
+    return {k: v is not None if k=='init_values' else v for k,v in size_args(e).items() if k not in said} | layer_names(e)
 
 def _check_timm(name, encoder):
     "Raise `ValueError`, before anything is fetched, for a name that timm does not know and a model that cannot fit"
@@ -321,7 +321,8 @@ def _check_timm(name, encoder):
     except RuntimeError as e: raise ValueError(f'timm:{name}: {e} timm.list_pretrained() lists what there is') from None
     if not weights: raise ValueError(f'timm:{name}: timm has the model, but no weights of it')
     there,cure = plain_vit(name),f'build with arch={name.split(".")[0]!r}'
-    if _sizes(there)!=_sizes(encoder): raise ValueError(f'timm:{name} has {_sizes(there)}; the encoder has {_sizes(encoder)}: {cure} and its patch side')
+    if _sizes(there)!=_sizes(encoder):
+        raise ValueError(f'timm:{name} has {_sizes(there)}; the encoder has {_sizes(encoder)}: {cure} and its patch side')
     a,b = _traits(there),_traits(encoder)
     if odd := sorted(k for k in a.keys()|b.keys() if a.get(k)!=b.get(k)):
         both = [', '.join(f'{k}={d.get(k)}' for k in odd) for d in (a, b)]
@@ -334,8 +335,8 @@ def _timm_state(name, encoder):
     except Exception as e:
         raise OSError(f"timm:{name}: its weights cannot be downloaded here ({' '.join(str(e).split())[:120]}); fetch them once with a "
                       'network connection, or give a file or folder that holds them') from e
-    cfg = dict(there.pretrained_cfg)
-    return there.state_dict(),dict(pretrained_cfg=cfg, architecture=cfg.get('architecture'), model_args=dict(num_heads=there.blocks[0].attn.num_heads))
+    cfg,heads = dict(there.pretrained_cfg),there.blocks[0].attn.num_heads
+    return there.state_dict(),dict(pretrained_cfg=cfg, architecture=cfg.get('architecture'), model_args=dict(num_heads=heads))
 
 # %% ../../nbs/models/28_pretrained.ipynb #e3ae6d99
 def _source_state(source, encoder):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from copy import copy
 from fastcore.basics import patch
 from functools import lru_cache, partial
-from timm.layers import Mlp, PatchEmbed
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -208,7 +208,8 @@ def plain_vit(
     if type(vit) is not VisionTransformer:
         raise ValueError(f"{name!r} is a {type(vit).__name__}; only timm's plain VisionTransformer can look at some patches alone")
     for k,m in (('embed_layer', vit.patch_embed), ('block_fn', vit.blocks[0])):
-        if type(m) is not (want := _ONLY[k][0][0]): raise ValueError(f'{name!r} is built on {type(m).__name__}, not {want.__name__}: {_ONLY[k][1]}')
+        (want,),why = _ONLY[k]
+        if type(m) is not want: raise ValueError(f'{name!r} is built on {type(m).__name__}, not {want.__name__}: {why}')
     return vit
 
 def arch_args(
@@ -217,8 +218,9 @@ def arch_args(
     "What an architecture is; raises `ValueError` for a name that is unknown or of another kind of model"
     if arch in ARCHS: return dict(ARCHS[arch], patch_size=16)
     if not timm.is_model(arch):
-        raise ValueError(f"unknown architecture {arch!r}; there are {', '.join(ARCHS)}, and timm's plain vision transformers by timm's names")
-    if '.' in arch: raise ValueError(f"{arch!r} are weights; the architecture is {arch.split('.')[0]!r}, and they go into it as 'timm:{arch}'")
+        raise ValueError(f"unknown architecture {arch!r}; there are {', '.join(ARCHS)}, and timm's plain vision transformers by its names")
+    name = arch.split('.')[0]
+    if name!=arch: raise ValueError(f"{arch!r} are weights; the architecture is {name!r}, and they go into it as 'timm:{arch}'")
     vit = plain_vit(arch)
     return size_args(vit) | layer_args(vit)
 

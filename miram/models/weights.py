@@ -29,7 +29,8 @@ def _model_args(enc):
     "The arguments of timm's that lead to `enc`, from what its architecture is without them"
     sizes,usual = size_args(enc),inspect.signature(timm.models.VisionTransformer).parameters
     other = {k: usual[k].default for k in arch_args(enc.arch) if k in usual and not k.endswith(('_layer', '_size'))} if _arch(enc) else {}
-    return dict(img_size=list(enc.patch_embed.img_size), in_chans=enc.in_chans) | other | sizes | dict(global_pool=enc.global_pool, fc_norm=False)
+    given = dict(img_size=list(enc.patch_embed.img_size), in_chans=enc.in_chans, global_pool=enc.global_pool, fc_norm=False)
+    return given | other | sizes
 
 def _arch(enc):
     "The name by which `enc` was made, `None` for one without"
@@ -206,8 +207,9 @@ def read_config(
 
 # %% ../../nbs/models/27_weights.ipynb #d9c720f3
 _PARTS = {r'blocks\.\d+\.ls\d\.': 'init_values', r'reg_token$': 'reg_tokens', r'cls_token$': 'class_token', r'norm_pre\.': 'pre_norm',
-          r'blocks\.\d+\.attn\.[qk]_norm\.': 'qk_norm', r'patch_embed\.norm\.': 'embed_norm_layer', r'blocks\.\d+\.attn\.norm\.': 'scale_attn_norm',
-          r'blocks\.\d+\.mlp\.norm\.': 'scale_mlp_norm', r'norm\.': 'final_norm', r'.*\.bias$': 'qkv_bias, proj_bias or pre_norm'}
+          r'blocks\.\d+\.attn\.[qk]_norm\.': 'qk_norm', r'blocks\.\d+\.attn\.norm\.': 'scale_attn_norm',
+          r'blocks\.\d+\.mlp\.norm\.': 'scale_mlp_norm', r'patch_embed\.norm\.': 'embed_norm_layer', r'norm\.': 'final_norm',
+          r'.*\.bias$': 'qkv_bias, proj_bias or pre_norm'}
 _HEAD = r'(head|fc_norm|attn_pool|pooler|classifier)\b'
 
 def check_unused(
@@ -221,7 +223,8 @@ def check_unused(
     name = (cfg or {}).get('miram', {}).get('arch') or (cfg or {}).get('architecture')
     option = next((o for k,o in _PARTS.items() if re.match(k, part[0])), 'the options that it was built with')
     cure = f'arch={name!r}' if name else f"{option}, or with arch='…', timm's name of it"
-    raise ValueError(f'{source}: its encoder has parts that the model lacks ({_some(part)}); without them it would be another: build with {cure}')
+    raise ValueError(f'{source}: its encoder has parts that the model lacks ({_some(part)}); without them it would be another: '
+                     f'build with {cure}')
 
 # %% ../../nbs/models/27_weights.ipynb #407d1b1d
 def load_weights(
