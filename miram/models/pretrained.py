@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from .moco import MoCo
 from ..patches import sincos_2d
-from .vit import Encoder
-from .weights import LoadReport, _header, _some
+from .vit import Encoder, layer_names, plain_vit, size_args
+from .weights import LoadReport, _build, _header, _some, check_unused
 
 # %% ../../nbs/models/28_pretrained.ipynb #a01818a9
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'encoder.safetensors', 'full.safetensors')
@@ -151,7 +151,8 @@ def adapt_positions(
         return encoder.pos_embed.detach().clone()
     if same: return pos
     if round((pos.shape[1]-n)**.5)**2!=pos.shape[1]-n:
-        raise ValueError(f'the {pos.shape[1]-n} positions in the file are of no square grid, and the model has {grid[0]}x{grid[1]}')
+        raise ValueError(f'the {pos.shape[1]-n} positions in the file are of no square grid, and the model has {grid[0]}x{grid[1]}; '
+                         f'build with no_embed_class={not encoder.no_embed_class} if prefix tokens have {"none" if n else "theirs"} there')
     return resample_abs_pos_embed(pos, grid, num_prefix_tokens=n)
 
 # %% ../../nbs/models/28_pretrained.ipynb #7e321bd6
@@ -189,18 +190,16 @@ def _fit(new, encoder):
     return new, how
 
 # %% ../../nbs/models/28_pretrained.ipynb #16dddc55
-_LEFT_BEHIND = r'encoder\.(head|fc_norm|pooler|classifier)\b'
-
-def _check_whole(new, own, decoders, source):
+def _check_whole(new, own, decoders, source, cfg):
     "Raise `ValueError` unless the file has the whole encoder, and the same kind of decoder 1 where it is wanted and there"
     names = lambda d, p: {k for k in d if k.startswith(p)} - {'decoders.0.pos'}
     deep = lambda d, p: len({k[len(p):].split('.')[0] for k in names(d, p)})
-    lack, (there, here) = names(own, 'encoder.')-names(new, 'encoder.'), (deep(d, 'encoder.blocks.') for d in (new, own))
+    over, lack = names(new, 'encoder.')-names(own, 'encoder.'), names(own, 'encoder.')-names(new, 'encoder.')
+    there, here = (deep(d, 'encoder.blocks.') for d in (new, own))
+    if there==here: check_unused([k.removeprefix('encoder.') for k in over], source, cfg)
     if lack or there!=here:
         raise ValueError(f'{source}: has an encoder of {there} blocks, the model one of {here}' +
                          (f'; {len(lack)} of its tensors are not in the file ({_some(sorted(lack))})' if lack else ''))
-    over = sorted(k for k in names(new, 'encoder.')-names(own, 'encoder.') if not re.match(_LEFT_BEHIND, k))
-    if over: raise ValueError(f'{source}: its encoder has parts that the model lacks ({_some(over)}); without them it would be another')
     if not decoders or not names(new, 'decoders.0.'): return
     there, here = (deep(d, 'decoders.0.blocks.') for d in (new, own))
     if names(new, 'decoders.0.')!=names(own, 'decoders.0.'):
@@ -217,13 +216,24 @@ def _check_shapes(new, own, source):
     if bad: raise ValueError(f'{source}: {bad[0]} is {tuple(new[bad[0]].shape)} in the file and {tuple(own[bad[0]].shape)} in the model '
                              f'({len(bad)} tensors differ): they are of different architectures{hint}')
 
-def _check_heads(cfg, encoder, decoders, source):
-    "Heads leave no trace in the tensors; compare them where a configuration names them"
-    args = cfg.get('model_args') or {}
-    there = dict(encoder=cfg.get('num_attention_heads') or args.get('num_heads'), decoder=cfg.get('decoder_num_attention_heads'))
+def _described(cfg):
+    "The encoder that a configuration of ours or timm's describes, without memory; `None` for another configuration"
+    with torch.device('meta'):
+        if 'miram' in cfg: return _build(cfg)
+        try: return plain_vit(cfg['architecture'])
+        except (KeyError, RuntimeError, ValueError): return None
+
+def _check_layers(cfg, encoder, decoders, source):
+    "Heads and layers without weights leave no trace in the tensors; compare them where a configuration names them"
+    args,vit = cfg.get('model_args') or {},_described(cfg)
+    heads = cfg.get('num_attention_heads') or args.get('num_heads') or (vit and vit.blocks[0].attn.num_heads)
+    there = dict(encoder=heads, decoder=cfg.get('decoder_num_attention_heads'))
     here = dict(encoder=encoder.blocks[0].attn.num_heads, decoder=decoders[0].blocks[0].attn.heads if decoders else None)
     for k in there:
         if there[k] and here[k] and there[k]!=here[k]: raise ValueError(f'{source}: its {k} has {there[k]} heads, the model {here[k]}')
+    for k,v in (layer_names(vit) if vit else {}).items():
+        if v!=(own := layer_names(encoder).get(k)):
+            raise ValueError(f'{source}: its encoder has {k} {v}, the model {own}: build with arch={cfg["architecture"]!r}')
 
 # %% ../../nbs/models/28_pretrained.ipynb #8af348d7
 def _config_beside(source):
@@ -269,7 +279,7 @@ def _fill(model, state, cfg, name, decoder, licence):
     encoder,decoders = (model,()) if bare else (model.encoder,getattr(model, 'decoders', ()) if decoder else ())
     own = {f'encoder.{k}': v for k,v in model.state_dict().items()} if bare else model.state_dict()
     found = to_miram_names(state)
-    _check_whole(found, own, decoders, name); _check_heads(cfg, encoder, decoders, name)
+    _check_whole(found, own, decoders, name, cfg); _check_layers(cfg, encoder, decoders, name)
     take,ignored = _split(found, own, decoders)
     new,how = _fit(take, encoder)
     _check_shapes(new, own, name)
@@ -300,14 +310,23 @@ def _sizes(e):
     "The numbers that two transformers must share, beside their grids"
     return f'width {e.embed_dim}, {len(e.blocks)} blocks, {e.blocks[0].attn.num_heads} heads, patches of {e.patch_embed.patch_size[0]}'
 
+def _traits(e):
+    "What else they must share; of layer scale, whether there is one"
+    said = ('embed_dim', 'depth', 'num_heads', 'patch_size')
+    return {k: v is not None if k=='init_values' else v for k,v in size_args(e).items() if k not in said} | layer_names(e)
+
 def _check_timm(name, encoder):
     "Raise `ValueError`, before anything is fetched, for a name that timm does not know and a model that cannot fit"
     try: weights = timm.get_pretrained_cfg(name, allow_unregistered=False).has_weights
     except RuntimeError as e: raise ValueError(f'timm:{name}: {e} timm.list_pretrained() lists what there is') from None
     if not weights: raise ValueError(f'timm:{name}: timm has the model, but no weights of it')
-    with torch.device('meta'): there = timm.models.model_entrypoint(name)(num_classes=0)
-    if not isinstance(there, VisionTransformer): raise ValueError(f'timm:{name} is a {type(there).__name__}, no plain vision transformer')
-    if _sizes(there)!=_sizes(encoder): raise ValueError(f'timm:{name} has {_sizes(there)}; the encoder has {_sizes(encoder)}')
+    there,cure = plain_vit(name),f'build with arch={name.split(".")[0]!r}'
+    if _sizes(there)!=_sizes(encoder):
+        raise ValueError(f'timm:{name} has {_sizes(there)}; the encoder has {_sizes(encoder)}: {cure} and its patch side')
+    a,b = _traits(there),_traits(encoder)
+    if odd := sorted(k for k in a.keys()|b.keys() if a.get(k)!=b.get(k)):
+        both = [', '.join(f'{k}={d.get(k)}' for k in odd) for d in (a, b)]
+        raise ValueError(f'timm:{name} has {both[0]}; the encoder has {both[1]}: {cure}')
 
 def _timm_state(name, encoder):
     "Tensors and configuration of a pretrained model of timm's, fetched if need be"
@@ -316,7 +335,8 @@ def _timm_state(name, encoder):
     except Exception as e:
         raise OSError(f"timm:{name}: its weights cannot be downloaded here ({' '.join(str(e).split())[:120]}); fetch them once with a "
                       'network connection, or give a file or folder that holds them') from e
-    return there.state_dict(),dict(pretrained_cfg=dict(there.pretrained_cfg), model_args=dict(num_heads=there.blocks[0].attn.num_heads))
+    cfg,heads = dict(there.pretrained_cfg),there.blocks[0].attn.num_heads
+    return there.state_dict(),dict(pretrained_cfg=cfg, architecture=cfg.get('architecture'), model_args=dict(num_heads=heads))
 
 # %% ../../nbs/models/28_pretrained.ipynb #e3ae6d99
 def _source_state(source, encoder):

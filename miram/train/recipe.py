@@ -20,7 +20,7 @@ from ..models.losses import MultiScaleLoss
 from ..models.miram import DECODERS, create_miram
 from ..models.moco import MoCoLoss, TwoViews, create_moco
 from ..models.pretrained import init_encoder
-from ..models.vit import ARCHS
+from ..models.vit import arch_args
 from ..patches import grid_size
 from ..settings import change_settings, check_choice, check_options, check_positive, check_types, check_warmup, settings_from
 
@@ -90,7 +90,7 @@ register_method('moco', build=_build_moco, loss=lambda r, model: MoCoLoss(r.temp
 class Recipe:
     "All settings of a pretraining; prints as JSON. Raises `ValueError` naming the field for a value that cannot work"
     method:str = 'miram'         # One of `METHODS`: 'mae', 'miram', 'moco', or what a user registered
-    arch:str = 'vit_base'        # Encoder size, one of `ARCHS`
+    arch:str = 'vit_base'        # Encoder, one of `ARCHS` or timm's name, as 'vit_small_patch14_dinov2' (then with its patch_size)
     img_size:int = 112           # Low-resolution side in pixels; the high one has twice as many
     patch_size:int = 16          # Patch side in pixels, at both scales
     init:str|None = None         # Where the encoder starts, see `init_encoder`: a timm name, a file or a folder; random when absent
@@ -145,6 +145,11 @@ def _check_range(r):
     if r.clip is not None and r.clip<=0: raise ValueError(f'clip={r.clip}: the largest gradient norm must be above 0, or absent')
     if r.ema is not None and not 0<r.ema<1: raise ValueError(f'ema={r.ema}: the decay must lie between 0 and 1, or be absent')
 
+def _check_arch(name):
+    "Raise `ValueError` for what is no architecture of an encoder"
+    try: arch_args(name)
+    except ValueError as e: raise ValueError(f'arch: {e}') from None
+
 # %% ../../nbs/train/60_recipe.ipynb #b624c075
 def _check_decoding(r):
     "Raise `ValueError` naming the field of the decoders that cannot work"
@@ -162,7 +167,8 @@ def _check_decoding(r):
 def _check_recipe(r):
     "Raise `ValueError` naming the field that cannot work"
     check_types(r)
-    for f,allowed in dict(method=tuple(METHODS), arch=tuple(ARCHS), precision=('auto','fp32','bf16','fp16'),
+    _check_arch(r.arch)
+    for f,allowed in dict(method=tuple(METHODS), precision=('auto','fp32','bf16','fp16'),
                           target=('native','upsampled'), decoder=DECODERS).items(): check_choice(r, f, allowed)
     _check_decoding(r)
     if not r.scales or set(r.scales)-{1,2}:
