@@ -62,7 +62,7 @@ def sincos_2d(
     dim:int,             # Token width `D`, a multiple of 4
     grid:tuple[int,int], # Rows and columns of the patch grid
     n_prefix:int=0,      # Prefix tokens (CLS, registers) that get zeros
-    scale:int=1,         # How many times finer the grid is whose coordinates are meant; a patch then sits in the middle of the cells it covers
+    scale:int=1,         # How many times finer the grid is whose coordinates are meant; a patch sits amid the cells it covers
 )->Tensor:               # Codes `(n_prefix+rows*cols, D)`, float32
     "Fixed 2-D sine-cosine position code, columns before rows (MAE, arXiv 2111.06377); raises `ValueError` for a `dim` not divisible by 4"
     if dim%4: raise ValueError(f'a 2-D sine-cosine code needs a width divisible by 4, got {dim}')

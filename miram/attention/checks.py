@@ -129,7 +129,7 @@ def check_attention(
     compiled:bool=False, # Check `torch.compile` and `torch.export` too, which takes seconds
     device:str='cpu',    # Where to check
 ):
-    "Assert everything that holds for every attention: `check_alone`, `check_gradients`, `check_derivative`, `check_precision`, `check_state`, `check_compiled`"
+    "Assert what holds for every attention: `check_alone`, `_gradients`, `_derivative`, `_precision`, `_state` and `_compiled`"
     for n,grid,prefix in ((16,(4,4),0), (17,(4,4),1), (15,(3,5),0), (13,None,1), (2,(1,2),0)):
         new = lambda: make(dim, heads, seq_len=n, grid=grid, n_prefix=prefix).to(device)
         x = torch.randn(3, n, dim, generator=torch.Generator().manual_seed(n)).to(device)

@@ -247,8 +247,9 @@ def mix_tokens(self:NystromAttention,
     x:Tensor,                 # Tokens `(B,N,D)`
     context:Tensor|None=None, # Refused
 )->tuple:                     # Mixed values and values, each `(B,heads,N,d)`
-    "Attention of the tokens through their landmarks; raises `ValueError` for a context or another number of tokens than the layer was made for"
-    if context is not None: raise ValueError("Nyström attention cannot look at a context: its landmarks average the queries, so one token's "
+    "Attention of the tokens through their landmarks; raises `ValueError` for a context or a number of tokens it was not made for"
+    if context is not None:
+        raise ValueError("Nyström attention cannot look at a context: its landmarks average the queries, so one token's "
         'answer would depend on which others ask; choose one of softmax, linformer, performer')
     n = x.shape[1]
     if self.seq_len not in (None, n): raise ValueError(

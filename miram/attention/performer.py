@@ -179,7 +179,7 @@ def _balance_grad(q, k, gq, gk, p, alone): # add to the gradients of queries and
         gx.addcmul_(x, part).sub_(c*part)
 
 # %% ../../nbs/attention/12_performer.ipynb #f2928dad
-def _to_largest(l, f, g): # add to the gradient `l` of log f, in place, what comes back for the largest of each row; evenly, where several are
+def _to_largest(l, f, g): # add to the gradient `l` of log f, in place, what comes back for the largest of each row
     top = f.floor() # the largest feature of a row is 1
     return l.addcmul_(top, g/top.sum(-1, keepdim=True))
 

@@ -19,7 +19,7 @@ def miram_demo(
     seeds:int=1,            # Runs of every method
     epochs:int=None,        # Passes over the training crops; the plan's without it
     label:str=None,         # Column to probe: pathology4 on the phantom, pathology on other data
-    methods:str=None,       # Comma-separated: random, mae, moco, miram-softmax, miram-linformer, miram-performer, miram-nystrom, mae-cross, miram-cross
+    methods:str=None,       # Comma-separated: random, mae, moco, mae-cross, miram-cross, miram- and an attention such as miram-nystrom
     context:float=1.5,      # Side of a crop in longer sides of the lesion's box
     data_seed:int=0,        # Seed of the phantom and of the split
     workers:int=None,       # Processes that share the runs; 0 for none, by the cores without it

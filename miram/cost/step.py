@@ -127,7 +127,8 @@ def _builders(img_size, kw):
     mk = lambda attention, **a: partial(create_miram, img_size=img_size, attention=attention, attn_kw=a, predict=1., **kw)
     cross = kw | dict(dec_depth=max(kw.get('dec_depth', 8)//2, 1))
     return dict(mae=partial(create_mae, img_size=img_size, predict=1., **kw), nystrom=mk('nystrom'), softmax=mk('softmax'),
-                materialised=mk('softmax', fused=False), cross=partial(create_miram, img_size=img_size, decoder='cross', predict=1/3, **cross))
+                materialised=mk('softmax', fused=False),
+                cross=partial(create_miram, img_size=img_size, decoder='cross', predict=1/3, **cross))
 
 def step_counts(
     img_size:int,          # Low-resolution side in pixels
@@ -184,9 +185,12 @@ STEP_TARGETS = {'MIRAM 224→448 / MAE 224, time': _T('time', 224, 'nystrom', 'm
     'MIRAM 448→896 / floor, time': _T('floor', 448, 'nystrom', None, 1.3),
     'MIRAM 448→896, checkpoints / without, bytes': _T('bytes', 448, 'nystrom, checkpoints', 'nystrom', .2),
     'MAE 224 / Hugging Face, time': _T('time', 224, 'mae', 'hf', .95),
-    'MAE 224 / Hugging Face with fused optimiser, time': _T('time', 224, 'mae', 'hf, fused'), 'MAE 224 / floor, time': _T('floor', 224, 'mae', None, 1.25),
-    'cross 224→448 / MAE 224, time': _T('time', 224, 'cross', 'mae', .85), 'cross 224→448 / MAE 224, bytes': _T('bytes', 224, 'cross', 'mae', .92),
-    'cross 448→896 / MAE 448, time': _T('time', 448, 'cross', 'mae', .8), 'cross 448→896 / MAE 448, bytes': _T('bytes', 448, 'cross', 'mae', .8),
+    'MAE 224 / Hugging Face with fused optimiser, time': _T('time', 224, 'mae', 'hf, fused'),
+    'MAE 224 / floor, time': _T('floor', 224, 'mae', None, 1.25),
+    'cross 224→448 / MAE 224, time': _T('time', 224, 'cross', 'mae', .85),
+    'cross 224→448 / MAE 224, bytes': _T('bytes', 224, 'cross', 'mae', .92),
+    'cross 448→896 / MAE 448, time': _T('time', 448, 'cross', 'mae', .8),
+    'cross 448→896 / MAE 448, bytes': _T('bytes', 448, 'cross', 'mae', .8),
     'cross 448→896 / MIRAM 448→896, time': _T('time', 448, 'cross', 'nystrom', .3),
     'cross 448→896 / MIRAM 448→896, bytes': _T('bytes', 448, 'cross', 'nystrom', .3),
     'cross 896→1792, GiB an image': _T('GiB', 896, 'cross', None, 1.6)}

@@ -14,7 +14,7 @@ from ..patches import sincos_2d
 
 # %% ../../nbs/models/23_cross.ipynb #42ff78ba
 class CrossDecoder(Decoder):
-    "Decoder whose mask tokens look at the visible tokens alone (CrossMAE, arXiv 2401.14391), on a grid as fine as that of the encoder or finer"
+    "Decoder whose mask tokens look at the visible tokens alone (CrossMAE, arXiv 2401.14391), on the encoder's grid or a finer one"
     reads = 'visible' # what it looks at: the tokens that the encoder returns
     def __init__(self,
         grid:tuple[int,int],     # Rows and columns of the grid that is predicted
@@ -36,7 +36,8 @@ class CrossDecoder(Decoder):
 
 def _coarse(grid, scale):
     "The encoder's grid, when `grid` is `scale` times finer; raises `ValueError` where it is not"
-    if scale<1 or any(g%scale for g in grid): raise ValueError(f'a grid of {grid[0]}x{grid[1]} cells is not {scale} times finer than another')
+    if scale<1 or any(g%scale for g in grid):
+        raise ValueError(f'a grid of {grid[0]}x{grid[1]} cells is not {scale} times finer than another')
     return grid[0]//scale,grid[1]//scale
 
 # %% ../../nbs/models/23_cross.ipynb #8bdb5d61
@@ -76,7 +77,7 @@ def _check_context(self:CrossDecoder, zs, keep):
 # %% ../../nbs/models/23_cross.ipynb #3163e61c
 @patch
 def forward(self:CrossDecoder,
-    z:Tensor|list,        # Encoded prefix and visible tokens in the decoder's width `(B,P+K,D)`; a list of `layers` such tensors, the encoder's output first
+    z:Tensor|list,        # Prefix and visible tokens, in the decoder's width `(B,P+K,D)`; or a list of `layers` such, the last layer first
     token:Tensor,         # Mask token `(1,1,D)`
     keep:Tensor,          # Numbers of the visible patches on the encoder's grid `(B,K)`, in the order of `z`
     ids:Tensor|None=None, # Numbers of the patches to predict on the decoder's grid `(B,M)`; all when absent

@@ -55,7 +55,7 @@ class MIRAM(nn.Module):
         interp_tokens:str='nearest', # How tokens are interpolated, 'nearest' or 'bilinear'
         share_embed:bool|None=None, # One projection and mask token for all decoders; when absent, if their widths agree
         focus:float=0.,           # Hide tissue more often than background, see `tissue_weights`; 0 treats all patches alike
-        predict:float|None=None,  # In training, share of the hidden patches to predict; when absent all patches, by cross decoders a third of the hidden
+        predict:float|None=None,  # In training, share of the hidden patches to predict; when absent all patches, by cross decoders a third
         independent:bool=False,   # Choose those patches for each scale anew; when off, finer scales predict the children of the same
     ):
         super().__init__()
@@ -68,7 +68,8 @@ class MIRAM(nn.Module):
             raise ValueError(f'decoders of widths {dims} cannot share a projection; pass share_embed=False')
         self.encoder,self.decoders,self.scales = encoder,nn.ModuleList(decoders),tuple(scales)
         self.grid,self.patch_size = tuple(encoder.patch_embed.grid_size),encoder.patch_size
-        if predict is not None and not 0<predict<=1: raise ValueError(f'predict={predict}: the share of the hidden patches must lie in (0,1]')
+        if predict is not None and not 0<predict<=1:
+            raise ValueError(f'predict={predict}: the share of the hidden patches must lie in (0,1]')
         if predict is None and any(d.reads=='visible' for d in decoders): predict = 1/3
         self.mask_ratio,self.interp_tokens,self.focus,self.predict,self.independent = mask_ratio,interp_tokens,focus,predict,independent
         self.key_layers = _layer_ids(len(encoder.blocks), max(getattr(d, 'layers', 1) for d in decoders))
@@ -81,7 +82,7 @@ class MIRAM(nn.Module):
 # %% ../../nbs/models/24_miram.ipynb #88557282
 def _layer_ids(depth, n):
     "Numbers of `n` blocks of `depth`, evenly spaced, the last left out: it is the encoder's output"
-    if not 1<=n<=depth: raise ValueError(f'key_layers={n}: an encoder of {depth} blocks has 1 to {depth} of them')
+    if not 1<=n<=depth: raise ValueError(f'key_layers={n}: an encoder of {depth} blocks has 1 to {depth} layers')
     return tuple(round((i+1)*depth/n)-1 for i in range(n-1))
 
 def _check_decoders(encoder, decoders, scales):
@@ -137,7 +138,7 @@ def forward(self:MIRAM,
     x:Tensor,                       # Low-resolution images `(B,C,H,W)`
     noise:Tensor|None=None,         # Decides the mask and what is predicted `(B,N)`, see `random_mask`
     generator:Generator|None=None,  # Or the source of that noise
-    ask:Tensor|None=None,           # Numbers of the patches to predict, with all that they cover at finer scales `(B,M)`; see `predict` when absent
+    ask:Tensor|None=None,           # Numbers of the patches to predict, with all they cover at finer scales `(B,M)`; see `predict`
 )->MIRAMOutput:
     "Hide, encode, and predict the patches of every scale; raises `ValueError` for images or noise of another shape than was built for"
     self.encoder.check_images(x)
@@ -188,7 +189,7 @@ def create_miram(
     img_size:int|tuple=112,   # Low-resolution side, or `(H,W)`, in pixels
     patch_size:int=16,        # Patch side in pixels, at every scale
     in_chans:int=1,           # Image channels `C`
-    attention:str|tuple|None=None, # Attention of the decoders of scale 2 and more, or a tuple, one for each scale; when absent 'nystrom', of cross decoders 'softmax'
+    attention:str|tuple|None=None, # Of the decoders above scale 1, or one for each; 'nystrom' when absent, 'softmax' of cross decoders
     scales:tuple=(1,2),       # One decoder for each
     dec_dim:int|tuple=512,    # Decoder width, or one for each scale
     dec_depth:int|tuple=8,    # Decoder blocks, or one for each scale
@@ -198,8 +199,8 @@ def create_miram(
     share_embed:bool|None=None, # One projection and mask token for all decoders; when absent, if their widths agree
     attn_kw:dict|tuple|None=None, # For the attention above scale 1, such as `dict(landmarks=64)`, or a tuple, one for each scale
     focus:float=0.,           # Hide tissue more often than background, see `tissue_weights`
-    decoder:str='grid',       # One of `DECODERS`: 'grid' sees mask tokens everywhere, as the paper; 'cross' the visible tokens alone, see `CrossDecoder`
-    predict:float|None=None,  # In training, share of the hidden patches to predict; when absent all patches, by cross decoders a third of the hidden
+    decoder:str='grid',       # One of `DECODERS`: 'grid', the paper's; 'cross', which looks at visible tokens alone, see `CrossDecoder`
+    predict:float|None=None,  # In training, share of the hidden patches to predict; when absent all patches, by cross decoders a third
     independent:bool=False,   # Choose those patches for each scale anew
     key_layers:int=1,         # Layers of the encoder that cross decoders look at, evenly spaced
     **kwargs                  # Passed to `create_encoder`

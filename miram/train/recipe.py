@@ -96,9 +96,9 @@ class Recipe:
     init:str|None = None         # Where the encoder starts, see `init_encoder`: a timm name, a file or a folder; random when absent
     scales:tuple = (1,2)         # MIRAM: scale of each decoder
     decoder:str = 'grid'         # One of `DECODERS`: 'grid', the paper's; 'cross', which looks at visible tokens alone, see `CrossDecoder`
-    attention:str|tuple|None = None # MIRAM: attention of the decoders above scale 1, or one for each scale; when absent 'nystrom', of cross decoders 'softmax'
+    attention:str|tuple|None = None # Of the decoders above scale 1, or one for each; 'nystrom' when absent, 'softmax' of cross decoders
     attn_kw:dict = field(default_factory=dict) # MIRAM: options of that attention, such as `dict(landmarks=64)`
-    predict:float|None = None    # Share of the hidden patches to predict in a step; when absent all patches, by cross decoders a third of the hidden
+    predict:float|None = None    # Share of the hidden patches to predict in a step; when absent all patches, by cross decoders a third
     independent:bool = False     # MIRAM: choose those patches for each scale anew
     key_layers:int = 1           # Layers of the encoder that cross decoders look at
     share_embed:bool|None = None # MIRAM: one projection and mask token for both decoders; when absent, if their widths agree
@@ -156,7 +156,8 @@ def _check_decoding(r):
     known = cross_attention_names() if r.decoder=='cross' else attention_names()
     for a in (r.attention if isinstance(r.attention, tuple) else (r.attention,)):
         if a not in (None,*known): raise ValueError(f'attention={a!r}: with decoder={r.decoder!r} choose one of {", ".join(known)}')
-    if r.predict is not None and not 0<r.predict<=1: raise ValueError(f'predict={r.predict}: the share of the hidden patches must lie in (0,1]')
+    if r.predict is not None and not 0<r.predict<=1:
+        raise ValueError(f'predict={r.predict}: the share of the hidden patches must lie in (0,1]')
     if r.key_layers<1 or r.key_layers>1 and r.decoder!='cross':
         raise ValueError(f"key_layers={r.key_layers}: must be at least 1, and above 1 needs decoder='cross'")
     some,only = r.predict is not None or r.decoder=='cross',r.masked_only if isinstance(r.masked_only, tuple) else (r.masked_only,)
