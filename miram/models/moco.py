@@ -214,12 +214,13 @@ def forward_features(self:MoCo, x):
 def init_moco(
     encoder:Encoder, # As `create_encoder` draws it, changed in place
 )->Encoder:          # `encoder`
-    "Queries, keys and values as three Xavier matrices, and no bias in the patch projection (MoCo-v3, arXiv 2104.02057)"
+    "Queries, keys and values as three Xavier matrices, no bias in the patch projection, CLS near zero (MoCo-v3, arXiv 2104.02057)"
     with torch.no_grad():
         for b in encoder.blocks:
             out,d = b.attn.qkv.weight.shape
             b.attn.qkv.weight.mul_(math.sqrt((out+d)/(out//3+d)))
         if encoder.patch_embed.proj.bias is not None: encoder.patch_embed.proj.bias.zero_()
+        if encoder.cls_token is not None: encoder.cls_token.mul_(1e-6/.02)
     return encoder
 
 # %% ../../nbs/models/25_moco.ipynb #c712da8e
