@@ -327,9 +327,11 @@ def show_results(self:CropDL,
 
 # %% ../../nbs/data/38_loaders.ipynb #3fbd1b6d
 class PlainOutput(Callback):
-    "Hand a named tuple on as a plain one, without empty fields, while predictions are gathered, for `get_preds` and `show_results`"
+    "Hand a named tuple on as a plain one, tensors alone, while predictions are gathered, for `get_preds` and `show_results`"
     def after_loss(self):
-        if hasattr(self.learn, 'gather_preds'): self.learn.pred = tuple(o for o in self.pred if o is not None)
+        if not hasattr(self.learn, 'gather_preds'): return
+        is_tensors = lambda o: isinstance(o, Tensor) or isinstance(o, tuple) and all(map(is_tensors, o))
+        self.learn.pred = tuple(o for o in self.pred if is_tensors(o))
 
 # %% ../../nbs/data/38_loaders.ipynb #c00d8d1f
 @delegates(Augment.__init__, but=['seed'])
