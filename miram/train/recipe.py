@@ -16,6 +16,7 @@ from torch import nn
 from typing import NamedTuple
 from ..attention.registry import attention_names, cross_attention_names
 from ..data.loaders import Augment
+from ..masking import mask_noise
 from ..models.losses import MultiScaleLoss
 from ..models.miram import DECODERS, create_miram
 from ..models.moco import MoCoLoss, TwoViews, create_moco
@@ -53,7 +54,7 @@ def mask_feed(
 ):                   # Function of `(low, high, generator)`: `((low, noise), (high,))`
     "Noise for the masks of a masked autoencoder, drawn for the whole batch"
     n = model.grid[0]*model.grid[1]
-    return lambda low, high, generator: ((low, torch.rand(len(low), n, generator=generator).to(low.device)), (high,))
+    return lambda low, high, generator: ((low, mask_noise(len(low), n, generator, low.device)), (high,))
 
 def view_feed(
     views:nn.Module, # From `TwoViews`
