@@ -674,14 +674,16 @@ def _series_findings(root, df, arc, numbers, sizes):
         if (m := numbers.get(u, n)) != n:
             out.append(('suspect', 'digest against case files', ps[0], f'{m:g} images are listed, {n} are named'))
     out = list(dict.fromkeys(out)) + list(_size_findings(root, arc, want, sizes))
-    for what,o in [('passed over', arc.passed), ('followed', arc.followed)]:
+    links = [p for p,w in arc.passed.items() if 'not followed' in w]
+    out += [('suspect', 'link', p, f'{arc.passed[p]}; allow it with follow_links=True (--follow_links)') for p in links]
+    for what,o in [('passed over', {p: w for p,w in arc.passed.items() if p not in links}), ('followed', arc.followed)]:
         out += [('note', what, w, _count(int(n), 'file')) for w,n in pd.Series(o, dtype=object).value_counts().items()]
     return out
 
 # %% ../../nbs/data/36_cbis.ipynb #5bfed1f8
 def _unreadable(path, why):
     "The finding for a file that cannot be used"
-    return 'rejected' if 'is a tomosynthesis' in why else 'damage', 'unreadable', path, why
+    return 'rejected' if 'is a tomosynthesis' in why else 'damage', 'unreadable', path, why.removeprefix(f'{path}: ')
 
 def _film_findings(films):
     "Findings about mammograms: unreadable, and the same pixels under several names"
@@ -816,12 +818,9 @@ def _level_text(findings, level, limit):
     return out
 
 # %% ../../nbs/data/36_cbis.ipynb #2d2dfaed
-def report_text(
-    report:CbisReport,   # From `check_archive`
-    limit:int=5,         # Findings of one sort that are written out
-)->str:
-    "A report for a terminal"
-    c, f = report.counts, report.findings
+def report_head(report):
+    "Verdict and numbers of a report, as text"
+    c = report.counts
     forms = ', '.join(f'{n} as {k}' for k,n in report.forms.items()) or 'none'
     seen = report.lesions[report.lesions.rows.notna()]
     exact = int((seen[['rows', 'cols']] == 0).all(axis=1).sum())
@@ -830,7 +829,15 @@ def report_text(
              f'boxes held against the delivered crop: {len(seen)}, of these {exact} agree to the pixel']
     if len(seen): lines.append('margin of the crops: ' + ', '.join(f'{n} of {m:g} pixels' for m,n in seen.margin.value_counts().items()))
     if seen.r.notna().any(): lines.append(f'correlation of film and crop: least {seen.r.min():.4f}, median {seen.r.median():.4f}')
-    return '\n'.join(lines + [''] + [l for lv in LEVELS for l in _level_text(f, lv, limit)])
+    return '\n'.join(lines)
+
+# %% ../../nbs/data/36_cbis.ipynb #bc36b192
+def report_text(
+    report:CbisReport,   # From `check_archive`
+    limit:int=5,         # Findings of one sort that are written out
+)->str:
+    "A report for a terminal"
+    return '\n'.join([report_head(report), ''] + [l for lv in LEVELS for l in _level_text(report.findings, lv, limit)])
 
 # %% ../../nbs/data/36_cbis.ipynb #5719e52b
 def study_lesions(
