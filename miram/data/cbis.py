@@ -859,7 +859,8 @@ def study_lesions(
                         '--images needs --lesions, a table that says where the lesions are')
     if lesions is None and cbis is None and phantom is None: raise DataError('no mammograms: give --lesions and --images, or --cbis')
     if lesions is not None:
-        df = with_label(read_lesions(lesions, images), label)
+        linked = dict(follow_links=True) if follow_links else {}
+        df = with_label(read_lesions(lesions, images, **linked), label)
         if 'test' not in set(df.split): df = split_patients(df, test=.2, valid=0, label=label, seed=seed)
         return (df if 'valid' in set(df.split) else split_valid(df, label=label, seed=seed)),Path(images)
     root = Path(cbis) if cbis is not None else write_phantom(phantom, patients=patients, seed=seed, executor=executor)
