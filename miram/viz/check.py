@@ -87,7 +87,8 @@ def write_check(
     report:CbisReport,   # From `check_archive`
     pictures:int=12,     # At most so many suspects in pictures
 )->Path:                 # `path`
-    "The report of an archive as one HTML page that needs no other file: damage first, notes last"
+    "The report of an archive as one HTML page, damage first and notes last; raises `DataError` for a negative number of pictures"
+    if pictures < 0: raise DataError(f'pictures (--pictures) is {pictures}; give a number of suspects to show, or 0')
     sus, f = suspect_lesions(report, pictures), report.findings
     rest = report.lesions[report.lesions.rows.notna() & ~report.lesions.lesion_id.isin(sus.lesion_id)]
     sound = rest.iloc[np.linspace(0, len(rest)-1, min(4, len(rest))).round()] if len(rest) else rest
