@@ -510,6 +510,7 @@ def _models(good):
     cache = CropCache(good/'crops')
     save_classifier(make_classifier(enc, cache, probe_encoder(enc, cache), n_boot=20), good/'classifier')
 
+# %% ../nbs/98_fuzz.ipynb #c4c9f1c2
 def _settings(folder):
     "A recipe as JSON and TOML, and a plan"
     from miram.train.recipe import RECIPES
@@ -592,6 +593,8 @@ def _dataset_way(f):
     return way
 
 def _ways(d, wrap=_way): return {k: wrap(f) for k,f in d.items()}
+
+# %% ../nbs/98_fuzz.ipynb #280dd18b
 _nothing = {'good: as it was': lambda rng, path: None}
 _specials = _ways(SPECIAL, lambda make: lambda rng, path: _replace(path, make))
 _byte_ways = _ways(BYTES) | _specials | _nothing
@@ -1045,6 +1048,7 @@ def _misuse(argv, **options):
     "Ways to call a command with options that nobody should give, each of them a way"
     return {f'--{k}': partial(_call, argv=argv, odd=[[f'--{k}', v] for v in vs]) for k,vs in options.items()}
 
+# %% ../nbs/98_fuzz.ipynb #960c66da
 def _broken(format, name):
     "Break a file in one of the ways of a format"
     def harm(rng, here):
@@ -1197,6 +1201,7 @@ def _limit(gib=None):
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (most if gib is None else have + int(gib*2**30), most))
 
+# %% ../nbs/98_fuzz.ipynb #530c04c0
 def _named(case, text):
     "Does a message name the input, something in its folder, or an argument?"
     argv = case.right if isinstance(case.right, list) else []
@@ -1254,6 +1259,7 @@ def _worker(pipe, seed, number, good, here):
         except BaseException as e: pipe.send(('traceback', f'the fuzzer: {type(e).__name__}: {e} ({_where(e)})', 0., 0.))
     os._exit(0)
 
+# %% ../nbs/98_fuzz.ipynb #3bd930cf
 class _Going:
     "An input that is being tried"
     def __init__(self, seed, number, good, folder, limit):
@@ -1265,6 +1271,7 @@ class _Going:
     def late(self): return time.monotonic() - self.start > self.limit
     def _got(self):
         secs = time.monotonic() - self.start
+        if not self.late(): self.process.join(self.limit)
         try:
             if self.pipe.poll(): return self.pipe.recv()
             if self.process.is_alive(): return 'hang', f'no answer in {self.limit:g} s', secs, 0.
@@ -1289,6 +1296,7 @@ def _prepare(good):
         warnings.simplefilter('ignore')
         for f in (_good_cache, _good_encoder, _good_classifier, _good_archive): f(good)
 
+# %% ../nbs/98_fuzz.ipynb #40ffc165
 def try_inputs(
     numbers,         # Which of the series
     seed:int=0,      # Of the series
