@@ -18,10 +18,10 @@ from pydicom.errors import InvalidDicomError
 from ..files import DataError, _count, _inside, safe_path
 from .archive import write_phantom
 from .labels import with_label
-from .lesions import _read_csv, file_header, lesion_table, notes, read_lesions
+from .lesions import _read_csv, lesion_table, notes, read_lesions
 from .splits import assert_disjoint, split_patients, split_valid
 from ..jobs import map_files
-from .pixels import read_pixels
+from .pixels import file_header, read_pixels
 
 # %% ../../nbs/data/36_cbis.ipynb #7f7041e2
 CASE_FILES = {(kind, split): f'{kind}_case_description_{split}_set.csv' for kind in ('mass', 'calc') for split in ('train', 'test')}
