@@ -6,18 +6,22 @@
 __all__ = ['MODALITIES', 'Film', 'read_pixels', 'write_dicom', 'compress_dicom', 'image_size', 'file_header', 'pixel_spacing']
 
 # %% ../../nbs/data/30_pixels.ipynb #2bd10283
-import os, warnings
+import io, os, re, struct, threading, warnings, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import get_frame, parse_basic_offsets
+from pydicom.filereader import read_dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1, SecondaryCaptureImageStorage,
-                         generate_uid)
-from ..files import DataError, _count
+from pydicom.uid import (BreastProjectionXRayImageStorageForPresentation, BreastProjectionXRayImageStorageForProcessing,
+                         BreastTomosynthesisImageStorage, DeflatedExplicitVRLittleEndian,
+                         ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1, RLELossless,
+                         SecondaryCaptureImageStorage, generate_uid)
+from ..files import DataError, _count, regular_file
 
 # %% ../../nbs/data/30_pixels.ipynb #28f9902e
 def _to_uint16(v, full, slope=1., intercept=0., invert=False, name=''):
@@ -36,8 +40,8 @@ def _to_uint16(v, full, slope=1., intercept=0., invert=False, name=''):
 def _modality(ds):
     "Largest value of the scale of a DICOM file, slope and intercept"
     if ds.get('ModalityLUTSequence'): return 2**ds.ModalityLUTSequence[0].LUTDescriptor[2] - 1, 1., 0.
-    full = 2**(ds.BitsStored - ds.get('PixelRepresentation', 0)) - 1
-    return full, float(ds.get('RescaleSlope') or 1), float(ds.get('RescaleIntercept') or 0)
+    slope, intercept = [d if (v := ds.get(k)) in (None, '') else float(v) for k,d in [('RescaleSlope', 1.), ('RescaleIntercept', 0.)]]
+    return 2**(ds.BitsStored - ds.PixelRepresentation) - 1, slope, intercept
 
 def _dicom_uint16(v, ds, name):
     "Stored values of a DICOM file on the 16-bit scale"
@@ -46,16 +50,132 @@ def _dicom_uint16(v, ds, name):
     return _to_uint16(v, full, slope, intercept, ds.PhotometricInterpretation == 'MONOCHROME1', name)
 
 # %% ../../nbs/data/30_pixels.ipynb #59132fac
+def _stored_range(ds):
+    "Lowest and highest value of a DICOM file after rescaling or its table"
+    full, slope, intercept = _modality(ds)
+    low = -full - 1 if ds.PixelRepresentation and not ds.get('ModalityLUTSequence') else 0
+    return sorted([low*slope + intercept, full*slope + intercept])
+
 def _voi_uint16(v, ds, name):
     "Stored values of a DICOM file through its display window or table, on the 16-bit scale"
     table = ds.get('VOILUTSequence')
-    if not table and 'WindowWidth' not in ds:
-        raise DataError(f'{name}: has no display window (neither WindowWidth nor a VOI table); take percentiles instead')
-    full, slope, intercept = _modality(ds)
-    low = -full - 1 if ds.get('PixelRepresentation', 0) and not ds.get('ModalityLUTSequence') else 0
-    lo, hi = (0, 2**table[0].LUTDescriptor[2] - 1) if table else (low*slope + intercept, full*slope + intercept)
-    v = apply_voi_lut(apply_modality_lut(v, ds), ds)
+    lo, hi = (0, 2**table[0].LUTDescriptor[2] - 1) if table else _stored_range(ds)
+    if _modality(ds)[1:] != (1, 0) or ds.get('ModalityLUTSequence'): v = apply_modality_lut(v, ds)
+    if table and v.dtype.kind == 'f': v = np.rint(v).astype(np.int64)
+    v = apply_voi_lut(v, ds)
     return _to_uint16(v - np.float64(lo), hi - lo, invert=ds.PhotometricInterpretation == 'MONOCHROME1', name=name)
+
+# %% ../../nbs/data/30_pixels.ipynb #cb43f9a4
+def _shown(ds, name):
+    "What stands in field `name` of a header, as it stands there, cut to a line"
+    v = ds.get_item(name).value
+    return (v.decode('latin-1') if isinstance(v, bytes) else str(v)).strip()[:60]
+
+def _int(ds, name, path, default=None):
+    "The whole number in field `name` of a header, `default` when there is none; raises when it is no number, or missing without a default"
+    v = ds.get(name)
+    if v in (None, ''):
+        if default is None: raise DataError(f'{path}: its header has no {name}; get the file again or leave it out')
+        return default
+    if not isinstance(v, int): raise DataError(f'{path}: {name} is {_shown(ds, name)}, not one whole number; get the file again or leave it out')
+    return int(v)
+
+# %% ../../nbs/data/30_pixels.ipynb #92494e57
+def _limit(n):
+    "The most pixels that a film may have: `n`, else what MIRAM_MAX_PIXELS says, else 100 million"
+    s = n if n is not None else os.environ.get('MIRAM_MAX_PIXELS') or 100_000_000
+    try: n = int(s)
+    except ValueError: n = 0
+    if n < 1: raise DataError(f'max_pixels (MIRAM_MAX_PIXELS) is {s!r}; give the number of pixels that a film may have, 100000000 say')
+    return n
+
+def _size(h, w, path, max_pixels):
+    "Height and width, refused when they hold no pixel or more than `max_pixels`"
+    if h < 1 or w < 1: raise DataError(f'{path}: {h} rows and {w} columns hold no pixel; leave it out')
+    if h*w > (most := _limit(max_pixels)):
+        raise DataError(f'{path}: its header claims {h} rows and {w} columns, more than {most:,} pixels; no mammogram is that large. '
+                        'Leave it out, or raise max_pixels (MIRAM_MAX_PIXELS) for a file that you trust')
+    return h, w
+
+# %% ../../nbs/data/30_pixels.ipynb #cc781a6f
+_tomo = (BreastTomosynthesisImageStorage, BreastProjectionXRayImageStorageForPresentation, BreastProjectionXRayImageStorageForProcessing)
+
+def _check_kind(ds, path):
+    "Raise unless a header is that of a single grey image and no part of a tomosynthesis"
+    kind = set(map(str, np.atleast_1d(ds.get('ImageType') or [])))
+    if ds.get('SOPClassUID') in _tomo or (kind & {'TOMOSYNTHESIS', 'TOMO_PROJ'} and 'GENERATED_2D' not in kind):
+        raise DataError(f'{path}: is a tomosynthesis or one of its projections, not a mammogram; give the two-dimensional film')
+    n, frames = _int(ds, 'SamplesPerPixel', path), _int(ds, 'NumberOfFrames', path, 1)
+    if n != 1 or frames != 1:
+        why = ' (a tomosynthesis or a sequence)' if frames > 1 else ''
+        raise DataError(f'{path}: {n} channels and {frames} frames{why}; one grey image is needed')
+    if (p := ds.get('PhotometricInterpretation')) not in ('MONOCHROME1', 'MONOCHROME2'):
+        raise DataError(f"{path}: PhotometricInterpretation is {p or 'missing'}, which says nothing of grey values; "
+                        'MONOCHROME1 or MONOCHROME2 is needed, leave the file out')
+
+# %% ../../nbs/data/30_pixels.ipynb #4626c0cc
+def _check_bits(ds, path):
+    "Raise unless the bits of a header fit each other; also completes `BitsStored` and `PixelRepresentation` as plain numbers"
+    full, stored, signed = [_int(ds, o, path) for o in ('BitsAllocated', 'BitsStored', 'PixelRepresentation')]
+    high = _int(ds, 'HighBit', path, stored - 1)
+    if full not in (1, 8, 16, 32) or signed not in (0, 1) or not signed < stored <= full or high != stored - 1:
+        raise DataError(f'{path}: BitsAllocated {full}, BitsStored {stored}, HighBit {high} and PixelRepresentation {signed} contradict each other or '
+                        'are not those of a film; get the file again or leave it out')
+
+# %% ../../nbs/data/30_pixels.ipynb #e53b974f
+def _check_table(seq, name, path):
+    "Raise unless the lookup table in a sequence is whole and tells values apart"
+    n, _, bits = np.atleast_1d(seq[0].LUTDescriptor)
+    data = seq[0].LUTData
+    data = np.frombuffer(data, '<u2') if isinstance(data, bytes) else np.atleast_1d(data)
+    if bits not in (8, 16) or len(data) < (int(n) or 65536) or data.min() == data.max():
+        raise DataError(f'{path}: {name} has {len(data)} entries of {bits} bits, {n} are announced, or all are equal; leave the file out')
+
+def _check_scale(ds, path):
+    "Raise unless rescaling (or a table in its place) keeps the grey values apart and on the scale"
+    if seq := ds.get('ModalityLUTSequence'): return _check_table(seq, 'ModalityLUTSequence', path)
+    full, slope, intercept = _modality(ds)
+    lo, hi = _stored_range(ds)
+    left = min(hi, full) - max(lo, 0)
+    if not (np.isfinite([slope, intercept]).all() and slope and left/max(full, abs(slope)*full) > 1/256):
+        raise DataError(f'{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} leave no grey values apart; correct them or leave the file out')
+
+# %% ../../nbs/data/30_pixels.ipynb #8e8a6ff7
+def _check_window(ds, path):
+    "Raise unless a header has a display window or table that tells values apart"
+    if table := ds.get('VOILUTSequence'): return _check_table(table, 'VOILUTSequence', path)
+    if 'WindowWidth' not in ds or 'WindowCenter' not in ds:
+        raise DataError(f'{path}: has no display window (neither WindowWidth nor a VOI table); take percentiles instead')
+    c, w = [float(np.atleast_1d(ds[o].value)[0]) for o in ('WindowCenter', 'WindowWidth')]
+    lo, hi = _stored_range(ds)
+    if not (np.isfinite(c) and 0 < w < 256*(hi - lo) and c - w/2 < hi and c + w/2 > lo):
+        raise DataError(f'{path}: a window of centre {c:g} and width {w:g} shows nothing of values from {lo:g} to {hi:g}; take percentiles instead')
+
+# %% ../../nbs/data/30_pixels.ipynb #52a279d6
+def _padding(ds, path):
+    "Lowest and highest stored value that stand for no pixel, or `None`"
+    if ds.get('PixelPaddingValue') in (None, ''):
+        if 'PixelPaddingRangeLimit' in ds: raise DataError(f'{path}: PixelPaddingRangeLimit without PixelPaddingValue; remove it')
+        return None
+    size, stored, signed = 1 << ds.BitsAllocated, ds.BitsStored, ds.PixelRepresentation
+    low, high = -(1 << stored - 1) if signed else 0, (1 << stored - signed) - 1
+    def value(v): return (v + size//2) % size - size//2 if signed else v % size
+    a = value(_int(ds, 'PixelPaddingValue', path))
+    z = value(_int(ds, 'PixelPaddingRangeLimit', path, a))
+    a, z = min(a, z), max(a, z)
+    if a < low or z > high or (a, z) == (low, high):
+        raise DataError(f'{path}: PixelPaddingValue and its limit are {a} and {z}, of stored values from {low} to {high}; correct or remove them')
+    return a, z
+
+# %% ../../nbs/data/30_pixels.ipynb #d4eeb66d
+def _check(ds, path, max_pixels):
+    "Height and width of a single grey image that can be read, by its header; raises for any other"
+    _check_kind(ds, path)
+    size = _size(_int(ds, 'Rows', path), _int(ds, 'Columns', path), path, max_pixels)
+    _check_bits(ds, path)
+    _check_scale(ds, path)
+    _padding(ds, path)
+    return size
 
 # %% ../../nbs/data/30_pixels.ipynb #0d47ee42
 class _RowFile:
@@ -72,91 +192,262 @@ class _RowFile:
         return v << self.spare >> self.spare if self.spare else v
 
 # %% ../../nbs/data/30_pixels.ipynb #a4b8d957
-_orders = {ImplicitVRLittleEndian: '<', ExplicitVRLittleEndian: '<', ExplicitVRBigEndian: '>'}
+_orders = {ImplicitVRLittleEndian: '<', ExplicitVRLittleEndian: '<', DeflatedExplicitVRLittleEndian: '<', ExplicitVRBigEndian: '>'}
 
-def _pixels_at(f, implicit, order):
-    "Start and length of the value of `PixelData`, when the file `f` stands before it, else `None`"
+def _pixels_at(f, implicit, order, path):
+    "Start and length of the value of `PixelData`, before which the open file `f` stands; raises when something else is there"
     head = f.read(12)
-    group, element = np.frombuffer(head[:4], order + 'u2') if len(head) == 12 else (0, 0)
-    if (group, element) != (0x7fe0, 0x10): return None
-    at = head[4:8] if implicit else head[8:]
-    return f.tell() - (4 if implicit else 0), int(np.frombuffer(at, order + 'u4')[0])
+    tag = struct.unpack(order + 'HH', head[:4]) if len(head) == 12 else None
+    if tag in [(0x7fe0, 8), (0x7fe0, 9)]: raise DataError(f'{path}: its pixels are floating-point numbers, which have no known scale; leave it out')
+    if tag != (0x7fe0, 16) or not (implicit or head[4:6] in (b'OB', b'OW', b'UN')):
+        raise DataError(f'{path}: holds no pixels (PixelData) where its header ends; get the file again or leave it out')
+    return f.tell() - (4 if implicit else 0), struct.unpack(order + 'I', head[4:8] if implicit else head[8:])[0]
+
+# %% ../../nbs/data/30_pixels.ipynb #ae18afdd
+class _Inflated(io.BytesIO):
+    "The beginning of what was deflated to `data`; more of it when `upto` is told so"
+    def __init__(self, data, first=1 << 24):
+        self.z = zlib.decompressobj(-zlib.MAX_WBITS)
+        super().__init__(self.z.decompress(data, first))
+    def upto(self, n):
+        "Inflate up to byte `n`, or to the end; how many bytes there are"
+        if (more := n - len(self.getbuffer())) > 0:
+            at = self.tell()
+            self.seek(0, 2), self.write(self.z.decompress(self.z.unconsumed_tail, more)), self.seek(at)
+        return min(n, len(self.getbuffer()))
 
 # %% ../../nbs/data/30_pixels.ipynb #412c6a94
-def _row_file(path, f, ds):
-    "The pixels of a file that has been read up to them, `None` when they are compressed; raises when they end too early"
-    syntax, bits, shape = ds.file_meta.get('TransferSyntaxUID'), ds.BitsAllocated, (int(ds.Rows), int(ds.Columns))
-    order = _orders.get(syntax)
-    if order is None or bits not in (8, 16, 32) or (order == '>' and bits == 8): return None
-    if (at := _pixels_at(f, syntax == ImplicitVRLittleEndian, order)) is None: return None
-    need, there = shape[0]*shape[1]*bits//8, min(at[1], os.path.getsize(path) - at[0])
+def _native(path, f, ds, size):
+    "Start, type and spare bits of uncompressed pixels, `None` when a decoder is needed; raises when they are not as many as the header says"
+    syntax, bits, (h, w) = ds.file_meta.get('TransferSyntaxUID'), ds.BitsAllocated, size
+    order = _orders.get(syntax, '<')
+    start, got = _pixels_at(f, syntax == ImplicitVRLittleEndian, order, path)
+    if syntax not in _orders: return None
+    need = (h*w*bits + 7)//8
+    if got not in (need, need + need % 2):
+        raise DataError(f'{path}: holds {got} bytes of pixels, {h} rows and {w} columns of {bits} bits are {need}; get the file again or leave it out')
+    there = f.upto(start + need) - start if isinstance(f, _Inflated) else os.path.getsize(path) - start
     if there < need: raise ValueError(f'cut short, {there} of {need} bytes of its pixels are there')
-    return _RowFile(path, at[0], f"{order}{'i' if ds.get('PixelRepresentation', 0) else 'u'}{bits//8}", shape, bits - ds.BitsStored)
+    if bits == 1 or (order == '>' and bits == 8): return None
+    return start, f"{order}{'i' if ds.PixelRepresentation else 'u'}{bits//8}", bits - ds.BitsStored
+
+# %% ../../nbs/data/30_pixels.ipynb #1db3b5a7
+_harmless = re.compile('Invalid value for VR|The value length|Values? |Unknown encoding|Failed to decode byte string|Incorrect value for Specific|Image size')
+_warned = threading.RLock()
+
+def _fresh_lock():
+    "A lock that a forked process may take although a thread of its parent held it"
+    global _warned
+    _warned = threading.RLock()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_fresh_lock)
+
+# %% ../../nbs/data/30_pixels.ipynb #b3a44049
+@contextmanager
+def _unwarned():
+    "Raise `ValueError` for a warning of this thread that is not harmless"
+    me, got = threading.get_ident(), []
+    with _warned, warnings.catch_warnings():
+        show = warnings.showwarning
+        def keep(message, category, *args, **kwargs):
+            ours = issubclass(category, (UserWarning, Image.DecompressionBombWarning)) and threading.get_ident() == me
+            if not ours: return show(message, category, *args, **kwargs)
+            if not _harmless.match(str(message)): got.append(str(message))
+        warnings.showwarning = keep
+        for o in (UserWarning, Image.DecompressionBombWarning): warnings.simplefilter('always', o)
+        yield
+    if got: raise ValueError(got[0])
 
 # %% ../../nbs/data/30_pixels.ipynb #8bd7b482
-def _open_dicom(path):
-    "Pixels of a single-frame grey DICOM file, as they are stored, and its header"
-    with open(path, 'rb') as f:
-        ds = dcmread(f, stop_before_pixels=True)
-        n, frames = ds.get('SamplesPerPixel', 1), int(ds.get('NumberOfFrames') or 1)
-        if n != 1 or frames != 1: raise DataError(f'{path}: {n} channels and {frames} frames; one grey image is needed')
-        if not (ds.Rows and ds.Columns): raise DataError(f'{path}: {ds.Rows} rows and {ds.Columns} columns hold no pixel; leave it out')
-        rows = _row_file(path, f, ds)
-    return dcmread(path).pixel_array if rows is None else rows, ds
+def _read_header(f):
+    "Header of an open DICOM file up to its pixels, and the file, or what is inflated of it, that stands there"
+    if f.read(132)[128:] == b'DICM':
+        meta = FileMetaDataset(read_dataset(f, False, True, stop_when=lambda tag, vr, n: tag >> 16 != 2))
+        if meta.get('TransferSyntaxUID') == DeflatedExplicitVRLittleEndian:
+            f = _Inflated(f.read())
+            ds = read_dataset(f, False, True, stop_when=lambda tag, vr, n: tag in (0x7fe00008, 0x7fe00009, 0x7fe00010))
+            ds.file_meta = meta
+            ds.set_original_encoding(False, True)
+            return ds, f
+    f.seek(0)
+    return dcmread(f, stop_before_pixels=True), f
+
+# %% ../../nbs/data/30_pixels.ipynb #4681a716
+@contextmanager
+def _dicom(path, max_pixels=None, modalities=None):
+    "Header of a DICOM file, its height and width, and the open file before its pixels, once all that the header says is found to be sound"
+    with open(path, 'rb') as f, _unwarned():
+        ds, f = _read_header(f)
+        if modalities and (m := str(ds.get('Modality', ''))) not in modalities:
+            raise DataError(f'{path}: its modality is {m}, not {modalities[0]}; leave this file out')
+        yield ds, _check(ds, path, max_pixels), f
+
+# %% ../../nbs/data/30_pixels.ipynb #234567f2
+_sizes = {*range(0xc0, 0xd0), 0xf7} - {0xc4, 0xc8, 0xcc}
+
+def _stream(data):
+    "Height, width, channels and bits that a JPEG, JPEG-LS or JPEG 2000 stream says of itself"
+    if data[:4] == b'\xff\x4f\xff\x51' and data[43:45] == b'\1\1':
+        w, h, x, y = struct.unpack('>4I', data[8:24])
+        return h - y, w - x, int.from_bytes(data[40:42], 'big'), (data[42] & 127) + 1
+    at = 2 if data[:2] == b'\xff\xd8' else len(data)
+    while at + 10 <= len(data) and data[at] == 0xff:
+        if data[at+1] in _sizes:
+            bits, h, w, n = struct.unpack('>BHHB', data[at+4:at+10])
+            return h, w, n, bits
+        at += 1 if data[at+1] == 0xff else 2 + int.from_bytes(data[at+2:at+4], 'big')
+    raise ValueError('its pixels are no stream of JPEG, JPEG-LS or JPEG 2000 that has a size')
+
+# %% ../../nbs/data/30_pixels.ipynb #561b9293
+def _check_stream(data, ds, path, size):
+    "Raise unless a compressed stream has the size and bits of the header"
+    syntax, full, stored = ds.file_meta.TransferSyntaxUID, ds.BitsAllocated, ds.BitsStored
+    if syntax == RLELossless: h, w, n, bits = *size, 1, int.from_bytes(data[:4], 'little')*8
+    else: h, w, n, bits = _stream(data)
+    if (h, w, n) != (*size, 1) or not stored <= bits <= full or (syntax == RLELossless and bits != full):
+        raise DataError(f'{path}: its compressed pixels have {h} rows, {w} columns, {_count(n, "channel")} and {bits} bits, its header says '
+                        f'{size[0]} rows, {size[1]} columns and {stored} of {full} bits; get the file again or leave it out')
+
+# %% ../../nbs/data/30_pixels.ipynb #9898ebff
+def _decoded(path, ds, size):
+    "Pixels that a decoder has to decode, once the stream is found to be the header's"
+    full = dcmread(path)
+    if full.file_meta.TransferSyntaxUID.is_encapsulated:
+        frames = max(len(parse_basic_offsets(full.PixelData)), len(full.get('ExtendedOffsetTable') or b'')//8)
+        if frames > 1: raise DataError(f'{path}: its pixels are {frames} frames, its header says 1; one grey image is needed')
+        _check_stream(get_frame(full.PixelData, 0, number_of_frames=1), ds, path, size)
+    v = full.pixel_array
+    if v.shape != size: raise ValueError(f'its pixels are decoded to {v.shape}, its header says {size}')
+    return v
+
+def _open_dicom(path, voi, max_pixels):
+    "Pixels of a DICOM file as they are stored, its header, and the range of values that stand for no pixel"
+    with _dicom(path, max_pixels) as (ds, size, f):
+        if voi: _check_window(ds, path)
+        at = _native(path, f, ds, size)
+        if at is None and isinstance(f, _Inflated): raise DataError(f'{path}: a deflated file of single bits is not read; save it uncompressed')
+        if at is None: raw = _decoded(path, ds, size)
+        elif isinstance(f, _Inflated):
+            raw = np.frombuffer(f.getbuffer(), at[1], size[0]*size[1], at[0]).reshape(size) << at[2] >> at[2]
+        else: raw = _RowFile(path, at[0], at[1], size, at[2])
+        return raw, ds, _padding(ds, path)
+
+# %% ../../nbs/data/30_pixels.ipynb #898ec009
+def _check_tiff(tags, im, path):
+    "Raise for the fields of a TIFF file that Pillow guesses, or reads as something else"
+    h, w, bits = tags[257], tags[256], tags.get(258, (1,))
+    if 262 not in tags: raise DataError(f'{path}: does not say whether black or white is 0 (PhotometricInterpretation); save it again')
+    if set(tags.get(339, (1,))) != {1}: raise DataError(f'{path}: signed or floating-point numbers have no known scale; save it with 8 or 16 unsigned bits')
+    if 338 in tags and 'A' not in im.mode.upper(): raise DataError(f'{path}: has channels of unknown meaning (ExtraSamples); save it as grey')
+    counts, row = tags.get(279), (w*sum(bits) + 7)//8
+    if tags.get(259, 1) == 1 and counts and tags.get(284, 1) == 1 and sum(counts) != h*row:
+        raise DataError(f'{path}: holds {sum(counts)} bytes of pixels, its header asks for {h*row}; save it again')
+
+# %% ../../nbs/data/30_pixels.ipynb #685c5c40
+_deep = ('I;16', 'I;16B', 'I;16L', 'I;16N')
+
+def _check_picture(im, path):
+    "Raise for an open picture that is no single grey film of 8 or 16 bits"
+    if (n := getattr(im, 'n_frames', 1)) != 1: raise DataError(f'{path}: holds {n} pictures; save the one that is meant in a file of its own')
+    kind = im.tile[0][3]
+    kind = kind if isinstance(kind, str) else kind[0]
+    deep = im.mode in _deep or (im.mode == 'I' and im.format == 'PNG')
+    if not deep and ('16' in kind or im.mode not in ('1', 'L', 'P', 'RGB', 'LA', 'PA', 'RGBA')):
+        raise DataError(f'{path}: pixels of the kind {kind or im.mode} are not read as grey; save it as a grey picture of 8 or 16 bits')
+    if im.format == 'TIFF': _check_tiff(im.tag_v2, im, path)
+
+# %% ../../nbs/data/30_pixels.ipynb #0d66db4d
+_formats = ('PNG', 'JPEG', 'TIFF')
+
+@contextmanager
+def _picture(path, max_pixels=None):
+    "An open picture that has been checked, and its height and width the right way up"
+    with open(path, 'rb') as f, _unwarned():
+        try: im = Image.open(f, formats=_formats)
+        except UnidentifiedImageError: raise ValueError('it is no PNG, JPEG or TIFF picture') from None
+        except Image.DecompressionBombError as e: raise DataError(f'{path}: its header claims more pixels than any mammogram has ({e})') from None
+        tiff = im.format == 'TIFF'
+        h, w = (im.tag_v2[257], im.tag_v2[256]) if tiff else (im.height, im.width)
+        if (im.tag_v2 if tiff else Image.Image.getexif(im)).get(274) in (5, 6, 7, 8): h, w = w, h
+        size = _size(h, w, path, max_pixels)
+        _check_picture(im, path)
+        yield im, size
 
 # %% ../../nbs/data/30_pixels.ipynb #02855901
-def _open_picture(path):
-    "Pixels of a PNG, JPEG or TIFF file, 8 or 16 bits; colours become their luminance"
-    with Image.open(path) as im:
-        if im.mode == 'F': raise DataError(f'{path}: floating-point pixels have no known scale; save it with 8 or 16 bits')
-        return np.asarray(im if im.mode.startswith('I') else im.convert('L'))
+def _opaque(im):
+    "Whether no pixel of a loaded picture is transparent"
+    if im.mode in ('LA', 'PA', 'RGBA'): return im.getchannel('A').getextrema()[0] == 255
+    t = im.info.get('transparency')
+    return t is None or (im.mode == 'P' and isinstance(t, bytes) and min(t, default=255) == 255)
+
+def _open_picture(path, max_pixels):
+    "Pixels of a PNG, JPEG or TIFF file, the right way up and round, and the largest value of their scale"
+    with _picture(path, max_pixels) as (im, size):
+        if im.format == 'PNG':
+            with open(path, 'rb') as g: Image.open(g, formats=['PNG']).verify()
+        tags, deep = getattr(im, 'tag_v2', {}), im.mode.startswith('I')
+        full = 1 if im.mode == '1' else 2**tags.get(258, (16,))[0] - 1 if deep else 255
+        im.load()
+        im = ImageOps.exif_transpose(im)
+        if (im.height, im.width) != size: raise DataError(f'{path}: its orientation is told only after its pixels; save it the right way up')
+        if not _opaque(im): raise DataError(f'{path}: some of its pixels are transparent; save it without transparency')
+        v = np.asarray(im if deep or im.mode in '1L' else im.convert('L'))
+    v = v.astype(np.uint16 if deep else np.uint8, copy=False)
+    return (full - v if deep and tags.get(262) == 0 else v), full
 
 # %% ../../nbs/data/30_pixels.ipynb #bc675ed6
 @contextmanager
 def _naming(path):
     "Turn whatever a decoder raises into a `DataError` that names `path`"
     try: yield
-    except (DataError, MemoryError): raise
+    except DataError: raise
     except FileNotFoundError: raise DataError(f'{path}: no such file') from None
+    except MemoryError as e: raise DataError(f'{path}: not enough memory to decode it; free some or leave the file out') from e
     except Exception as e:
         why = str(e).split('\n')[0] or type(e).__name__
         raise DataError(f'{path}: cannot be read as an image ({why}); replace the file or leave out its rows') from e
 
 # %% ../../nbs/data/30_pixels.ipynb #075eaee2
 def _is_dicom(path):
-    "Whether the file at `path` is DICOM, by its first bytes, or by its name when it is no known picture"
-    with open(path, 'rb') as f: head = f.read(132)
+    "Whether the file at `path` is DICOM, by its first bytes, or by its name when it is no known picture; raises for what is no file"
+    with open(regular_file(path), 'rb') as f: head = f.read(132)
     return head[128:] == b'DICM' or Path(path).suffix.lower() == '.dcm'
 
 # %% ../../nbs/data/30_pixels.ipynb #a1b3f129
 class Film:
     "A grey image that looks like its array of 16-bit pixels `(H,W)`; `film[y0:y1, x0:x1]` reads and converts only that part"
     def __init__(self,
-        path:str|Path,   # DICOM, PNG, JPEG or TIFF file
-        voi:bool=False,  # Through the file's own display window?
+        path:str|Path,           # DICOM, PNG, JPEG or TIFF file
+        voi:bool=False,          # Through the file's own display window?
+        max_pixels:int|None=None,# Refuse larger films; 100 million, or what the environment variable `MIRAM_MAX_PIXELS` says
     ):
-        self.path, self.voi, self.ds = path, voi, None
+        self.path, self.voi, self.ds, self.none, self.full = path, voi, None, None, None
         with _naming(path):
-            if _is_dicom(path): self.raw, self.ds = _open_dicom(path)
-            else: self.raw = _open_picture(path)
+            if _is_dicom(path): self.raw, self.ds, self.none = _open_dicom(path, voi, max_pixels)
+            else: self.raw, self.full = _open_picture(path, max_pixels)
         if voi and self.ds is None: raise DataError(f'{path}: a picture has no display window; take percentiles of the image instead')
     @property
     def shape(self): return self.raw.shape
     def __getitem__(self, rc):
         with _naming(self.path):
             v = self.raw[rc]
-            if self.ds is None: return _to_uint16(v, 255 if v.dtype == np.uint8 else 65535, name=self.path)
-            return (_voi_uint16 if self.voi else _dicom_uint16)(v, self.ds, self.path)
+            if self.ds is None: return _to_uint16(v, self.full, name=self.path)
+            convert = _voi_uint16 if self.voi else _dicom_uint16
+            if self.none is None: return convert(v, self.ds, self.path)
+            none = (v >= self.none[0]) & (v <= self.none[1])
+            v = np.where(none, v.dtype.type(0) if none.all() else v[~none].min(), v)
+            return np.where(none, np.uint16(0), convert(v, self.ds, self.path))
 
 # %% ../../nbs/data/30_pixels.ipynb #0869bdc9
 def read_pixels(
-    path:str|Path,   # DICOM, PNG, JPEG or TIFF file
-    voi:bool=False,  # Through the file's own display window?
-)->np.ndarray:       # `(H,W)`, uint16, over the full range of the file's format
+    path:str|Path,           # DICOM, PNG, JPEG or TIFF file
+    voi:bool=False,          # Through the file's own display window?
+    max_pixels:int|None=None,# Refuse larger films; 100 million, or what the environment variable `MIRAM_MAX_PIXELS` says
+)->np.ndarray:               # `(H,W)`, uint16, over the full range of the file's format
     """Read a grey image on the 16-bit scale
 
-    Raises `DataError`, naming the file, for whatever is not one readable grey image."""
-    return Film(path, voi)[:,:]
+    Raises `DataError`, naming the file, for whatever is not one readable grey image, contradicts itself, or does not fit into memory."""
+    return Film(path, voi, max_pixels)[:,:]
 
 # %% ../../nbs/data/30_pixels.ipynb #2a2d759c
 def write_dicom(
@@ -202,16 +493,13 @@ def compress_dicom(
 
 # %% ../../nbs/data/30_pixels.ipynb #37296e50
 def image_size(
-    path:str|Path, # DICOM, PNG, JPEG or TIFF file
-)->tuple:          # `(height, width)` in pixels
+    path:str|Path,           # DICOM, PNG, JPEG or TIFF file
+    max_pixels:int|None=None,# Refuse larger films; 100 million, or what the environment variable `MIRAM_MAX_PIXELS` says
+)->tuple:                    # `(height, width)` in pixels, as `read_pixels` gives them
     """Size of an image, from its header alone
 
-    Raises `DataError`, naming the file, when there is no such header."""
-    with _naming(path):
-        if not _is_dicom(path):
-            with Image.open(path) as im: return im.height, im.width
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=['Rows', 'Columns'])
-        return int(ds.Rows), int(ds.Columns)
+    Raises `DataError`, naming the file, when there is no such header, or it is not that of one grey image."""
+    with _naming(path), (_dicom if _is_dicom(path) else _picture)(path, max_pixels) as (_, size, *_): return size
 
 # %% ../../nbs/data/30_pixels.ipynb #a075adc3
 MODALITIES = ('MG', 'CR', 'DX', 'RG', 'OT', '')
@@ -219,21 +507,21 @@ MODALITIES = ('MG', 'CR', 'DX', 'RG', 'OT', '')
 def file_header(
     path:str|Path,                 # DICOM, PNG, JPEG or TIFF file
     modalities:tuple=MODALITIES,   # DICOM modalities that are accepted; the empty one is *not said*
+    max_pixels:int|None=None,      # Refuse larger films; 100 million, or what the environment variable `MIRAM_MAX_PIXELS` says
 )->dict:                           # `size` (height, width) in pixels; for DICOM also `series` and `modality`
     """What the header says of an image, and whether the file can hold what it says
 
     Raises `DataError` for an empty file, one that is no image, a DICOM file of another modality, and one cut short."""
     path = Path(path)
     with _naming(path):
-        if not (got := path.stat().st_size): raise DataError(f'{path}: is empty (0 bytes); get the file again')
-        if not _is_dicom(path): return dict(size=image_size(path))
-        ds = dcmread(path, stop_before_pixels=True)
-        if (m := str(ds.get('Modality', ''))) not in modalities:
-            raise DataError(f'{path}: its modality is {m}, not {modalities[0]}; leave this file out')
-        need = int(ds.Rows)*int(ds.Columns)*int(ds.BitsAllocated)//8
-        if got < need and not ds.file_meta.TransferSyntaxUID.is_compressed:
-            raise DataError(f'{path}: is cut short, {got} bytes of more than {need}; get the file again')
-        return dict(size=(int(ds.Rows), int(ds.Columns)), series=str(ds.get('SeriesInstanceUID', '')), modality=m)
+        if not (got := regular_file(path).stat().st_size): raise DataError(f'{path}: is empty (0 bytes); get the file again')
+        if not _is_dicom(path): return dict(size=image_size(path, max_pixels))
+        with _dicom(path, max_pixels, modalities) as (ds, size, f):
+            need, native = size[0]*size[1]*ds.BitsAllocated//8, ds.file_meta.get('TransferSyntaxUID') in _orders
+            if got < need and native and not isinstance(f, _Inflated):
+                raise DataError(f'{path}: is cut short, {got} bytes of more than {need}; get the file again')
+            _native(path, f, ds, size)
+            return dict(size=size, series=str(ds.get('SeriesInstanceUID', '')), modality=str(ds.get('Modality', '')))
 
 # %% ../../nbs/data/30_pixels.ipynb #f32a5f25
 def _numbers(ds, name, n, path):
@@ -245,11 +533,6 @@ def _numbers(ds, name, n, path):
     if len(v) != n or not all(0 < o < np.inf for o in v):
         raise DataError(f'{path}: {name} is {_shown(ds, name)}, not {_count(n, "positive number")}; correct or remove it')
     return np.array(v)
-
-def _shown(ds, name):
-    "What stands in field `name` of a header, as it stands there, cut to a line"
-    v = ds.get_item(name).value
-    return (v.decode('latin-1') if isinstance(v, bytes) else str(v)).strip()[:60]
 
 # %% ../../nbs/data/30_pixels.ipynb #7890fbbb
 def _corrected(px, at, factor, calibrated, path):
@@ -274,13 +557,13 @@ def pixel_spacing(
     Raises `DataError`, naming the file and the field, for values that are implausible or contradict each other."""
     with _naming(path):
         if not _is_dicom(path): return None
-        ds = dcmread(path, stop_before_pixels=True)
+        with _dicom(path) as (ds, size, _): pass
         px, at, film = [_numbers(ds, o, 2, path) for o in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing')]
         factor = _numbers(ds, 'EstimatedRadiographicMagnificationFactor', 1, path)
         mm = _corrected(px, at, None if factor is None else factor[0], ds.get('PixelSpacingCalibrationType') == 'FIDUCIAL', path)
         if mm is None: mm = film
         if mm is None: return None
-        side = mm*(ds.Rows, ds.Columns)
+        side = mm*size
         if mm.min() < .01 or mm.max() > 2 or side.max() > 600 or mm.max() > 4*mm.min():
             raise DataError(f'{path}: pixels of {mm[0]:g}×{mm[1]:g} mm make a film of {side[0]:g}×{side[1]:g} mm (height×width), '
                             'which no mammogram has; correct its PixelSpacing or ImagerPixelSpacing, or remove it')
