@@ -6,7 +6,7 @@
 __all__ = ['MODALITIES', 'Film', 'read_pixels', 'write_dicom', 'compress_dicom', 'image_size', 'file_header', 'pixel_spacing']
 
 # %% ../../nbs/data/30_pixels.ipynb #2bd10283
-import io, os, re, struct, threading, warnings, zlib
+import io, logging, os, re, struct, threading, warnings, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame, parse_basic_offsets
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import (BreastProjectionXRayImageStorageForPresentation, BreastProjectionXRayImageStorageForProcessing,
                          BreastTomosynthesisImageStorage, DeflatedExplicitVRLittleEndian,
                          ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1, RLELossless,
                          SecondaryCaptureImageStorage, generate_uid)
+from tifffile import TiffFile
 from ..files import DataError, _count, regular_file
 
 # %% ../../nbs/data/30_pixels.ipynb #28f9902e
@@ -77,7 +78,8 @@ def _int(ds, name, path, default=None):
     if v in (None, ''):
         if default is None: raise DataError(f'{path}: its header has no {name}; get the file again or leave it out')
         return default
-    if not isinstance(v, int): raise DataError(f'{path}: {name} is {_shown(ds, name)}, not one whole number; get the file again or leave it out')
+    if not isinstance(v, int):
+        raise DataError(f'{path}: {name} is {_shown(ds, name)}, not one whole number; get the file again or leave it out')
     return int(v)
 
 # %% ../../nbs/data/30_pixels.ipynb #92494e57
@@ -119,37 +121,45 @@ def _check_bits(ds, path):
     full, stored, signed = [_int(ds, o, path) for o in ('BitsAllocated', 'BitsStored', 'PixelRepresentation')]
     high = _int(ds, 'HighBit', path, stored - 1)
     if full not in (1, 8, 16, 32) or signed not in (0, 1) or not signed < stored <= full or high != stored - 1:
-        raise DataError(f'{path}: BitsAllocated {full}, BitsStored {stored}, HighBit {high} and PixelRepresentation {signed} contradict each other or '
-                        'are not those of a film; get the file again or leave it out')
+        raise DataError(f'{path}: BitsAllocated {full}, BitsStored {stored}, HighBit {high} and PixelRepresentation {signed} '
+                        'contradict each other or are not those of a film; get the file again or leave it out')
 
 # %% ../../nbs/data/30_pixels.ipynb #e53b974f
-def _check_table(seq, name, path):
-    "Raise unless the lookup table in a sequence is whole and tells values apart"
-    n, _, bits = np.atleast_1d(seq[0].LUTDescriptor)
-    data = seq[0].LUTData
-    data = np.frombuffer(data, '<u2') if isinstance(data, bytes) else np.atleast_1d(data)
-    if bits not in (8, 16) or len(data) < (int(n) or 65536) or data.min() == data.max():
-        raise DataError(f'{path}: {name} has {len(data)} entries of {bits} bits, {n} are announced, or all are equal; leave the file out')
+def _check_table(ds, name, lo, hi, path):
+    "Raise unless the lookup table in field `name` is whole and tells the values from `lo` to `hi` apart"
+    item = ds[name].value[0]
+    n, first, bits = map(int, np.atleast_1d(item.LUTDescriptor))
+    order = '>' if ds.file_meta.get('TransferSyntaxUID') == ExplicitVRBigEndian else '<'
+    data, n = item.LUTData, n or 65536
+    data = np.frombuffer(data, order + 'u2') if isinstance(data, bytes) else np.atleast_1d(data)
+    seen = data[int(np.clip(lo - first, 0, n - 1)):int(np.clip(hi - first, 0, n - 1)) + 1]
+    if bits not in (8, 16) or len(data) < n or int(seen.max()) - int(seen.min()) <= (2**bits - 1)/256:
+        raise DataError(f'{path}: {name} has {len(data)} entries of {bits} bits, {n} are announced, or they leave no grey values apart; '
+                        'leave the file out')
 
 def _check_scale(ds, path):
     "Raise unless rescaling (or a table in its place) keeps the grey values apart and on the scale"
-    if seq := ds.get('ModalityLUTSequence'): return _check_table(seq, 'ModalityLUTSequence', path)
+    if ds.get('ModalityLUTSequence'):
+        high = 2**(ds.BitsStored - ds.PixelRepresentation) - 1
+        return _check_table(ds, 'ModalityLUTSequence', -high - 1 if ds.PixelRepresentation else 0, high, path)
     full, slope, intercept = _modality(ds)
     lo, hi = _stored_range(ds)
     left = min(hi, full) - max(lo, 0)
     if not (np.isfinite([slope, intercept]).all() and slope and left/max(full, abs(slope)*full) > 1/256):
-        raise DataError(f'{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} leave no grey values apart; correct them or leave the file out')
+        raise DataError(f'{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} leave no grey values apart; '
+                        'correct them or leave the file out')
 
 # %% ../../nbs/data/30_pixels.ipynb #8e8a6ff7
 def _check_window(ds, path):
     "Raise unless a header has a display window or table that tells values apart"
-    if table := ds.get('VOILUTSequence'): return _check_table(table, 'VOILUTSequence', path)
+    lo, hi = _stored_range(ds)
+    if ds.get('VOILUTSequence'): return _check_table(ds, 'VOILUTSequence', lo, hi, path)
     if 'WindowWidth' not in ds or 'WindowCenter' not in ds:
         raise DataError(f'{path}: has no display window (neither WindowWidth nor a VOI table); take percentiles instead')
     c, w = [float(np.atleast_1d(ds[o].value)[0]) for o in ('WindowCenter', 'WindowWidth')]
-    lo, hi = _stored_range(ds)
     if not (np.isfinite(c) and 0 < w < 256*(hi - lo) and c - w/2 < hi and c + w/2 > lo):
-        raise DataError(f'{path}: a window of centre {c:g} and width {w:g} shows nothing of values from {lo:g} to {hi:g}; take percentiles instead')
+        raise DataError(f'{path}: a window of centre {c:g} and width {w:g} shows nothing of values from {lo:g} to {hi:g}; '
+                        'take percentiles instead')
 
 # %% ../../nbs/data/30_pixels.ipynb #52a279d6
 def _padding(ds, path):
@@ -164,7 +174,8 @@ def _padding(ds, path):
     z = value(_int(ds, 'PixelPaddingRangeLimit', path, a))
     a, z = min(a, z), max(a, z)
     if a < low or z > high or (a, z) == (low, high):
-        raise DataError(f'{path}: PixelPaddingValue and its limit are {a} and {z}, of stored values from {low} to {high}; correct or remove them')
+        raise DataError(f'{path}: PixelPaddingValue and its limit are {a} and {z}, of stored values from {low} to {high}; '
+                        'correct or remove them')
     return a, z
 
 # %% ../../nbs/data/30_pixels.ipynb #d4eeb66d
@@ -198,7 +209,8 @@ def _pixels_at(f, implicit, order, path):
     "Start and length of the value of `PixelData`, before which the open file `f` stands; raises when something else is there"
     head = f.read(12)
     tag = struct.unpack(order + 'HH', head[:4]) if len(head) == 12 else None
-    if tag in [(0x7fe0, 8), (0x7fe0, 9)]: raise DataError(f'{path}: its pixels are floating-point numbers, which have no known scale; leave it out')
+    if tag in [(0x7fe0, 8), (0x7fe0, 9)]:
+        raise DataError(f'{path}: its pixels are floating-point numbers, which have no known scale; leave it out')
     if tag != (0x7fe0, 16) or not (implicit or head[4:6] in (b'OB', b'OW', b'UN')):
         raise DataError(f'{path}: holds no pixels (PixelData) where its header ends; get the file again or leave it out')
     return f.tell() - (4 if implicit else 0), struct.unpack(order + 'I', head[4:8] if implicit else head[8:])[0]
@@ -218,21 +230,23 @@ class _Inflated(io.BytesIO):
 
 # %% ../../nbs/data/30_pixels.ipynb #412c6a94
 def _native(path, f, ds, size):
-    "Start, type and spare bits of uncompressed pixels, `None` when a decoder is needed; raises when they are not as many as the header says"
+    "Start, type and spare bits of uncompressed pixels, `None` when a decoder is needed; raises when there are more or fewer than needed"
     syntax, bits, (h, w) = ds.file_meta.get('TransferSyntaxUID'), ds.BitsAllocated, size
     order = _orders.get(syntax, '<')
     start, got = _pixels_at(f, syntax == ImplicitVRLittleEndian, order, path)
     if syntax not in _orders: return None
     need = (h*w*bits + 7)//8
     if got not in (need, need + need % 2):
-        raise DataError(f'{path}: holds {got} bytes of pixels, {h} rows and {w} columns of {bits} bits are {need}; get the file again or leave it out')
+        raise DataError(f'{path}: holds {got} bytes of pixels, {h} rows and {w} columns of {bits} bits are {need}; '
+                        'get the file again or leave it out')
     there = f.upto(start + need) - start if isinstance(f, _Inflated) else os.path.getsize(path) - start
     if there < need: raise ValueError(f'cut short, {there} of {need} bytes of its pixels are there')
     if bits == 1 or (order == '>' and bits == 8): return None
     return start, f"{order}{'i' if ds.PixelRepresentation else 'u'}{bits//8}", bits - ds.BitsStored
 
 # %% ../../nbs/data/30_pixels.ipynb #1db3b5a7
-_harmless = re.compile('Invalid value for VR|The value length|Values? |Unknown encoding|Failed to decode byte string|Incorrect value for Specific|Image size')
+_harmless = re.compile('Invalid value for VR|The value length|Values? |Unknown encoding|Failed to decode byte string|'
+                       'Incorrect value for Specific|Image size')
 _warned = threading.RLock()
 
 def _fresh_lock():
@@ -262,11 +276,12 @@ def _unwarned():
 def _read_header(f):
     "Header of an open DICOM file up to its pixels, and the file, or what is inflated of it, that stands there"
     if f.read(132)[128:] == b'DICM':
-        meta = FileMetaDataset(read_dataset(f, False, True, stop_when=lambda tag, vr, n: tag >> 16 != 2))
+        meta = read_dataset(f, False, True, stop_when=lambda tag, vr, n: tag >> 16 != 2)
         if meta.get('TransferSyntaxUID') == DeflatedExplicitVRLittleEndian:
+            for _ in meta: pass
             f = _Inflated(f.read())
             ds = read_dataset(f, False, True, stop_when=lambda tag, vr, n: tag in (0x7fe00008, 0x7fe00009, 0x7fe00010))
-            ds.file_meta = meta
+            ds.file_meta = FileMetaDataset(meta)
             ds.set_original_encoding(False, True)
             return ds, f
     f.seek(0)
@@ -305,10 +320,13 @@ def _check_stream(data, ds, path, size):
     if syntax == RLELossless: h, w, n, bits = *size, 1, int.from_bytes(data[:4], 'little')*8
     else: h, w, n, bits = _stream(data)
     if (h, w, n) != (*size, 1) or not stored <= bits <= full or (syntax == RLELossless and bits != full):
-        raise DataError(f'{path}: its compressed pixels have {h} rows, {w} columns, {_count(n, "channel")} and {bits} bits, its header says '
-                        f'{size[0]} rows, {size[1]} columns and {stored} of {full} bits; get the file again or leave it out')
+        raise DataError(f'{path}: its compressed pixels have {h} rows, {w} columns, {_count(n, "channel")} and {bits} bits, '
+                        f'its header says {size[0]} rows, {size[1]} columns and {stored} of {full} bits; get the file again '
+                        'or leave it out')
 
 # %% ../../nbs/data/30_pixels.ipynb #9898ebff
+_plugins = {RLELossless: 'pydicom', **dict.fromkeys(_orders, '')}
+
 def _decoded(path, ds, size):
     "Pixels that a decoder has to decode, once the stream is found to be the header's"
     full = dcmread(path)
@@ -316,16 +334,15 @@ def _decoded(path, ds, size):
         frames = max(len(parse_basic_offsets(full.PixelData)), len(full.get('ExtendedOffsetTable') or b'')//8)
         if frames > 1: raise DataError(f'{path}: its pixels are {frames} frames, its header says 1; one grey image is needed')
         _check_stream(get_frame(full.PixelData, 0, number_of_frames=1), ds, path, size)
-    v = full.pixel_array
-    if v.shape != size: raise ValueError(f'its pixels are decoded to {v.shape}, its header says {size}')
-    return v
+    return pixel_array(full, decoding_plugin=_plugins.get(ds.file_meta.get('TransferSyntaxUID'), 'pylibjpeg'))
 
 def _open_dicom(path, voi, max_pixels):
     "Pixels of a DICOM file as they are stored, its header, and the range of values that stand for no pixel"
     with _dicom(path, max_pixels) as (ds, size, f):
         if voi: _check_window(ds, path)
         at = _native(path, f, ds, size)
-        if at is None and isinstance(f, _Inflated): raise DataError(f'{path}: a deflated file of single bits is not read; save it uncompressed')
+        if at is None and isinstance(f, _Inflated):
+            raise DataError(f'{path}: a deflated file of single bits is not read; save it uncompressed')
         if at is None: raw = _decoded(path, ds, size)
         elif isinstance(f, _Inflated):
             raw = np.frombuffer(f.getbuffer(), at[1], size[0]*size[1], at[0]).reshape(size) << at[2] >> at[2]
@@ -333,45 +350,120 @@ def _open_dicom(path, voi, max_pixels):
         return raw, ds, _padding(ds, path)
 
 # %% ../../nbs/data/30_pixels.ipynb #898ec009
-def _check_tiff(tags, im, path):
-    "Raise for the fields of a TIFF file that Pillow guesses, or reads as something else"
-    h, w, bits = tags[257], tags[256], tags.get(258, (1,))
-    if 262 not in tags: raise DataError(f'{path}: does not say whether black or white is 0 (PhotometricInterpretation); save it again')
-    if set(tags.get(339, (1,))) != {1}: raise DataError(f'{path}: signed or floating-point numbers have no known scale; save it with 8 or 16 unsigned bits')
-    if 338 in tags and 'A' not in im.mode.upper(): raise DataError(f'{path}: has channels of unknown meaning (ExtraSamples); save it as grey')
-    counts, row = tags.get(279), (w*sum(bits) + 7)//8
-    if tags.get(259, 1) == 1 and counts and tags.get(284, 1) == 1 and sum(counts) != h*row:
-        raise DataError(f'{path}: holds {sum(counts)} bytes of pixels, its header asks for {h*row}; save it again')
+_unpacked = (1, 8, 32773, 32946)
+
+def _check_tiff(t, p, path):
+    "Raise unless the only page `p` of an open TIFF file `t` is grey, or has 8-bit colours, and its pieces are all there"
+    n = max(len(t.pages), (t.imagej_metadata or {}).get('images', 1) if t.is_imagej else 1)
+    if n != 1: raise DataError(f'{path}: holds {n} pictures; save the one that is meant in a file of its own')
+    if 262 not in p.tags: raise DataError(f'{path}: does not say whether black or white is 0 (PhotometricInterpretation); save it again')
+    bits, extra = p.bitspersample, tuple(p.extrasamples)
+    colours = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3 if p.compression == 7 else 0}.get(int(p.photometric), 0)
+    if p.sampleformat != 1 or bits not in ((1, 2, 4, 8, 12, 16) if colours == 1 else (8,)) or p.samplesperpixel != colours + len(extra):
+        raise DataError(f'{path}: {p.samplesperpixel} channels of {bits} bits, of sample format {p.sampleformat} and '
+                        f'photometric {p.photometric}, are not read as grey; save it as a grey picture of 8 or 16 bits')
+    if not set(extra) <= {1, 2} or len(extra) > 1:
+        raise DataError(f'{path}: has channels of unknown meaning (ExtraSamples); save it as grey')
+    _check_pieces(p, path)
+
+# %% ../../nbs/data/30_pixels.ipynb #945724d0
+def _check_pieces(p, path):
+    "Raise unless the strips or tiles of a page are as many and, uncompressed, as long as they have to be"
+    n, area, there = int(np.prod(p.chunked)), int(np.prod(p.chunks)), sum(p.databytecounts)
+    if area > max(int(np.prod(p.shape)), 1 << 24) or not n == len(p.dataoffsets) == len(p.databytecounts) or 0 in p.databytecounts:
+        raise DataError(f'{path}: is cut into {n} pieces of {area} values, {len(p.dataoffsets)} are there, or some are empty; '
+                        'save it again')
+    rows = n*p.chunks[0] if p.is_tiled else p.imagelength*(p.samplesperpixel if p.planarconfig == 2 else 1)
+    need = rows*(-(-int(np.prod(p.chunks[1:]))*p.bitspersample//8))
+    if p.compression == 1 and there != need:
+        raise DataError(f'{path}: holds {there} bytes of pixels, its header asks for {need}; save it again')
+
+# %% ../../nbs/data/30_pixels.ipynb #91cfaff5
+@contextmanager
+def _unlogged(name):
+    "Raise `ValueError` for what this thread is told through the logger `name` in the block, but for texts in another character set"
+    log, me, got = logging.getLogger(name), threading.get_ident(), []
+    class Keep(logging.Handler):
+        def emit(self, r): got.append(r.getMessage()) if threading.get_ident() == me else None
+    with _warned:
+        keep, level, up = Keep(logging.WARNING), log.level, log.propagate
+        log.addHandler(keep), log.setLevel(logging.WARNING)
+        log.propagate = False
+        try: yield
+        finally:
+            log.removeHandler(keep), log.setLevel(level)
+            log.propagate = up
+    if bad := [o for o in got if 'coercing invalid ASCII' not in o]: raise ValueError(bad[0])
+
+# %% ../../nbs/data/30_pixels.ipynb #4ba68ee4
+@contextmanager
+def _tiff(path, max_pixels=None):
+    "The page of a TIFF file, checked, and its height and width the right way up"
+    with _unlogged('tifffile'), _unwarned(), TiffFile(path) as t:
+        p = t.pages[0]
+        _check_tiff(t, p, path)
+        size = _size(p.imagelength, p.imagewidth, path, max_pixels)
+        yield p, size[::-1] if _orientation(p) > 4 else size
+
+def _orientation(p):
+    "Orientation of a page, 1 to 8"
+    o = p.tags[274].value if 274 in p.tags else 1
+    return int(o) if o in range(1, 9) else 1
+
+# %% ../../nbs/data/30_pixels.ipynb #e663f7c5
+_turned = {1: lambda v: v, 2: lambda v: v[:,::-1], 3: lambda v: v[::-1,::-1], 4: lambda v: v[::-1],
+           5: lambda v: v.T, 6: lambda v: v.T[:,::-1], 7: lambda v: v[::-1,::-1].T, 8: lambda v: v.T[::-1]}
+
+def _grey(v, p, path):
+    "Values of a page as tifffile gives them: grey of its own bits, of colours the luminance; raises for transparency"
+    if p.planarconfig == 2 and p.samplesperpixel > 1: v = np.moveaxis(v, 0, -1)
+    if p.extrasamples:
+        if v[...,-1].min() < np.iinfo(v.dtype).max:
+            raise DataError(f'{path}: some of its pixels are transparent; save it without transparency')
+        v = v[...,:-1].squeeze(-1) if v.shape[-1] == 2 else v[...,:-1]
+    if p.photometric == 3: v = (p.colormap >> 8).astype(np.uint8).T[v]
+    return np.asarray(Image.fromarray(np.ascontiguousarray(v)).convert('L')) if v.ndim == 3 else v
+
+# %% ../../nbs/data/30_pixels.ipynb #1bb87e5a
+def _open_tiff(path, max_pixels):
+    "Pixels of a TIFF file, the right way up and round, and the largest value of their scale"
+    with _tiff(path, max_pixels) as (p, _):
+        full = 2**p.bitspersample - 1
+        if p.compression not in _unpacked or p.bitspersample not in (1, 8, 16):
+            return _open_pillow(path, full if full > 255 else None)
+        v = _grey(p.asarray(maxworkers=1), p, path)
+        if v.dtype.kind == 'b': v = v.astype(np.uint8)
+        v = _turned[_orientation(p)](full - v if p.photometric == 0 else v)
+        return v, 255 if p.photometric in (2, 3) else full
 
 # %% ../../nbs/data/30_pixels.ipynb #685c5c40
-_deep = ('I;16', 'I;16B', 'I;16L', 'I;16N')
-
 def _check_picture(im, path):
-    "Raise for an open picture that is no single grey film of 8 or 16 bits"
-    if (n := getattr(im, 'n_frames', 1)) != 1: raise DataError(f'{path}: holds {n} pictures; save the one that is meant in a file of its own')
+    "Raise for an open PNG or JPEG picture that is no single film of grey, or of colours with 8 bits"
+    if (n := getattr(im, 'n_frames', 1)) != 1:
+        raise DataError(f'{path}: holds {n} pictures; save the one that is meant in a file of its own')
     kind = im.tile[0][3]
     kind = kind if isinstance(kind, str) else kind[0]
-    deep = im.mode in _deep or (im.mode == 'I' and im.format == 'PNG')
-    if not deep and ('16' in kind or im.mode not in ('1', 'L', 'P', 'RGB', 'LA', 'PA', 'RGBA')):
+    if not im.mode.startswith('I') and ('16' in kind or im.mode not in ('1', 'L', 'P', 'RGB', 'LA', 'PA', 'RGBA')):
         raise DataError(f'{path}: pixels of the kind {kind or im.mode} are not read as grey; save it as a grey picture of 8 or 16 bits')
-    if im.format == 'TIFF': _check_tiff(im.tag_v2, im, path)
 
 # %% ../../nbs/data/30_pixels.ipynb #0d66db4d
-_formats = ('PNG', 'JPEG', 'TIFF')
+def _is_tiff(path):
+    with open(path, 'rb') as f: return f.read(4) in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 @contextmanager
 def _picture(path, max_pixels=None):
     "An open picture that has been checked, and its height and width the right way up"
+    if _is_tiff(path):
+        with _tiff(path, max_pixels) as page: yield page
+        return
     with open(path, 'rb') as f, _unwarned():
-        try: im = Image.open(f, formats=_formats)
+        try: im = Image.open(f, formats=('PNG', 'JPEG'))
         except UnidentifiedImageError: raise ValueError('it is no PNG, JPEG or TIFF picture') from None
-        except Image.DecompressionBombError as e: raise DataError(f'{path}: its header claims more pixels than any mammogram has ({e})') from None
-        tiff = im.format == 'TIFF'
-        h, w = (im.tag_v2[257], im.tag_v2[256]) if tiff else (im.height, im.width)
-        if (im.tag_v2 if tiff else Image.Image.getexif(im)).get(274) in (5, 6, 7, 8): h, w = w, h
-        size = _size(h, w, path, max_pixels)
+        except Image.DecompressionBombError as e:
+            raise DataError(f'{path}: its header claims more pixels than any mammogram has ({e})') from None
         _check_picture(im, path)
-        yield im, size
+        size = _size(im.height, im.width, path, max_pixels)
+        yield im, size[::-1] if Image.Image.getexif(im).get(274) in (5, 6, 7, 8) else size
 
 # %% ../../nbs/data/30_pixels.ipynb #02855901
 def _opaque(im):
@@ -380,20 +472,31 @@ def _opaque(im):
     t = im.info.get('transparency')
     return t is None or (im.mode == 'P' and isinstance(t, bytes) and min(t, default=255) == 255)
 
+def _pillow(im, path, full=None):
+    "Pixels of an open picture, the right way up and round, and the largest value of their scale, `full` for what has more than 8 bits"
+    negative = im.format == 'TIFF' and im.tag_v2.get(262) == 0
+    told = im.info.get('exif')
+    im.load()
+    if im.info.get('exif') != told: raise DataError(f'{path}: its orientation is told only after its pixels; save it the right way up')
+    im = ImageOps.exif_transpose(im)
+    if not _opaque(im): raise DataError(f'{path}: some of its pixels are transparent; save it without transparency')
+    deep = im.mode.startswith('I')
+    v = np.asarray(im if deep or im.mode in '1L' else im.convert('L')).astype(np.uint16 if deep else np.uint8, copy=False)
+    full = (full or 65535) if deep else 1 if im.mode == '1' else 255
+    return full - v if deep and negative else v, full
+
+# %% ../../nbs/data/30_pixels.ipynb #a0535bf5
+def _open_pillow(path, full=None):
+    "Pixels of a file that Pillow reads and that has been checked, and the largest value of their scale"
+    with open(path, 'rb') as f: return _pillow(Image.open(f, formats=['TIFF']), path, full)
+
 def _open_picture(path, max_pixels):
     "Pixels of a PNG, JPEG or TIFF file, the right way up and round, and the largest value of their scale"
-    with _picture(path, max_pixels) as (im, size):
+    if _is_tiff(path): return _open_tiff(path, max_pixels)
+    with _picture(path, max_pixels) as (im, _):
         if im.format == 'PNG':
             with open(path, 'rb') as g: Image.open(g, formats=['PNG']).verify()
-        tags, deep = getattr(im, 'tag_v2', {}), im.mode.startswith('I')
-        full = 1 if im.mode == '1' else 2**tags.get(258, (16,))[0] - 1 if deep else 255
-        im.load()
-        im = ImageOps.exif_transpose(im)
-        if (im.height, im.width) != size: raise DataError(f'{path}: its orientation is told only after its pixels; save it the right way up')
-        if not _opaque(im): raise DataError(f'{path}: some of its pixels are transparent; save it without transparency')
-        v = np.asarray(im if deep or im.mode in '1L' else im.convert('L'))
-    v = v.astype(np.uint16 if deep else np.uint8, copy=False)
-    return (full - v if deep and tags.get(262) == 0 else v), full
+        return _pillow(im, path)
 
 # %% ../../nbs/data/30_pixels.ipynb #bc675ed6
 @contextmanager
