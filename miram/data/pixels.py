@@ -378,6 +378,16 @@ def _check_pieces(p, path):
     if p.compression == 1 and there != need:
         raise DataError(f'{path}: holds {there} bytes of pixels, its header asks for {need}; save it again')
 
+# %% ../../nbs/data/30_pixels.ipynb #c83abed2
+def _check_inflated(p, path):
+    "Raise when a deflated strip or tile of the page `p` of an open file holds more than it may"
+    most = p.chunks[0]*(-(-int(np.prod(p.chunks[1:]))*p.bitspersample//8))
+    for at, n in zip(p.dataoffsets, p.databytecounts):
+        if p.compression not in (8, 32946) or n*1032 < 1 << 26: continue
+        p.parent.filehandle.seek(at)
+        if len(zlib.decompressobj().decompress(p.parent.filehandle.read(n), most + 1)) > most:
+            raise DataError(f'{path}: one of its pieces inflates to more than the {most} bytes that it may hold; save it again')
+
 # %% ../../nbs/data/30_pixels.ipynb #91cfaff5
 @contextmanager
 def _unlogged(name):
@@ -431,6 +441,7 @@ def _open_tiff(path, max_pixels):
         full = 2**p.bitspersample - 1
         if p.compression not in _unpacked or p.bitspersample not in (1, 8, 16):
             return _open_pillow(path, full if full > 255 else None)
+        _check_inflated(p, path)
         v = _grey(p.asarray(maxworkers=1), p, path)
         if v.dtype.kind == 'b': v = v.astype(np.uint8)
         v = _turned[_orientation(p)](full - v if p.photometric == 0 else v)
