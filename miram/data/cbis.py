@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 from ..files import DataError, _count, _inside, regular_file, safe_path
 from .archive import MARGINS, write_phantom
 from .labels import with_label
-from .lesions import _read_csv, file_header, lesion_table, notes, read_lesions
+from .lesions import _read_csv, lesion_table, notes, read_lesions
 from .splits import assert_disjoint, split_patients, split_valid
 from ..jobs import map_files
-from .pixels import _naming, image_size, read_pixels
+from .pixels import _naming, file_header, image_size, read_pixels
 
 # %% ../../nbs/data/36_cbis.ipynb #7f7041e2
 _series_columns = ['full_series', 'crop_series', 'mask_series']
