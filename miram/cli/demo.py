@@ -23,6 +23,8 @@ def miram_demo(
     context:float=1.5,      # Side of a crop in longer sides of the lesion's box
     data_seed:int=0,        # Seed of the phantom and of the split
     workers:int=None,       # Processes that share the runs; 0 for none, by the cores without it
+    overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise
+    follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Pretrain and compare masked autoencoders on lesions, and write a report"
     from functools import partial
@@ -35,5 +37,6 @@ def miram_demo(
                  methods=methods and tuple(methods.split(',')), recipe=epochs and dict(epochs=epochs))
     plan = load_plan('demo', **{k: v for k,v in given.items() if v is not None})
     with process_pool(study_workers(plan) if workers is None else workers, fresh=True) as pool:
-        study_job(plan, out, lesions, images, None, patients, data_seed, pool, chart=True, say=partial(print, flush=True))
+        study_job(plan, out, lesions, images, None, patients, data_seed, pool, chart=True, say=partial(print, flush=True),
+                  overwrite=overwrite, follow_links=follow_links)
     print(f'\n{(Path(out)/"table.txt").read_text()}\nThe report is {Path(out).resolve()/"report.html"}')

@@ -17,15 +17,16 @@ def _labelled(lesions, label):
     col = 'pathology' if label=='pathology4' and label not in t else label
     return col in t and t[col].notna().any()
 
-def _make_crops(recipe, out, lesions, images, patients, context, label, seed):
-    "Build the crops of a pretraining; their folder"
+def _make_crops(recipe, out, lesions, images, patients, context, label, seed, **how):
+    "Build the crops of a pretraining; their folder. `how` holds `overwrite` and `follow_links`"
     from miram.data.cbis import study_lesions
     from miram.data.crops import build_crops, build_pretrain_crops
     size = 2*recipe.img_size
     if images and not (lesions and _labelled(lesions, label)):
-        return build_pretrain_crops(images, out/'crops', lesions, size, seed=seed, context=context).path
-    table,root = study_lesions(lesions, images, phantom=out/'phantom', patients=patients, label=label, seed=seed)
-    return build_crops(table, root, out/'crops', crop_size=size, context=context).path
+        return build_pretrain_crops(images, out/'crops', lesions, size, seed=seed, context=context, **how).path
+    table,root = study_lesions(lesions, images, phantom=out/'phantom', patients=patients, label=label, seed=seed,
+                               follow_links=how.get('follow_links', False))
+    return build_crops(table, root, out/'crops', crop_size=size, context=context, **how).path
 
 # %% ../../nbs/cli/82_pretrain.ipynb #86e93c93
 _fields = settings('Fields of the recipe, such as lr=1e-3 augment.vflip=0 attention=performer; any number of them')
@@ -52,6 +53,8 @@ def miram_pretrain(
     every:int=500,         # Steps between checkpoints
     pictures:int=5,        # Epochs between pictures, 0 for none
     denorm:str='target',   # Brightness and contrast of the pictures: target, visible or none
+    overwrite:bool=False,  # Replace crops in the results folder that were cut otherwise
+    follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Pretrain one model by a recipe, in a folder that can be left and come back to"
     from fastai.torch_core import rank_distrib
@@ -64,7 +67,8 @@ def miram_pretrain(
     flags = dict(method=method, epochs=epochs, batch_size=batch_size, lr=lr, init=init, seed=seed)
     r = get_recipe(recipe, **parse_settings(set or ()) | {k: v for k,v in flags.items() if v is not None})
     join_processes()
-    path = crops or together(lambda: _make_crops(r, Path(out), lesions, images, patients, context, label, data_seed))
+    path = crops or together(lambda: _make_crops(r, Path(out), lesions, images, patients, context, label, data_seed,
+                                                 overwrite=overwrite, follow_links=follow_links))
     learn = run_pretraining(r, CropCache(path), Path(out)/'run', label=label, workers=workers, every=every, pictures=pictures,
                             denorm=denorm)
     if rank_distrib()==0: print(f'epochs {r.epochs}, steps {learn.train_iter}, skipped {learn.skip_bad.bad}; the encoder is '

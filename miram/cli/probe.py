@@ -30,11 +30,13 @@ def miram_probe(
     data_seed:int=0,        # Seed of the split
     seed:int=0,             # Seed of what the probe draws
     n_boot:int=2000,        # Resamples of the intervals
+    overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise
+    follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Probe an encoder on labelled lesions: metrics with intervals by patient, predictions, and a classifier for miram_predict"
     from miram.evaluate.classifier import probe_job
     from miram.memory import keep_memory
     keep_memory()
     got = probe_job(encoder, out, label, probe, epochs, seed, n_boot, finetune, lesions=lesions, images=images, cbis=cbis, crops=crops,
-                    context=context, level=level, data_seed=data_seed)
+                    context=context, level=level, data_seed=data_seed, overwrite=overwrite, follow_links=follow_links)
     print(f'{got.text(label, probe)}\n{Path(out).resolve()/"metrics.csv"}')

@@ -32,6 +32,8 @@ def miram_study(
     data_seed:int=0,        # Seed of the phantom and of the split
     curves:bool=False,      # Learning curves: the linear probe with fewer labelled patients
     dry:bool=False,         # Only say what it will cost
+    overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise
+    follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Compare methods of pretraining under one protocol, with intervals, tests and costs"
     from contextlib import ExitStack
@@ -49,6 +51,6 @@ def miram_study(
     p = load_plan(plan, **given)
     with ExitStack() as stack:
         tables = study_job(p, out, lesions, images, cbis, patients, data_seed, study_executor(stack, workers, dask), curves, dry=dry,
-                           say=partial(print, flush=True))
+                           say=partial(print, flush=True), overwrite=overwrite, follow_links=follow_links)
     for (t,k),tab in (tables or {}).items(): print(f'\n{t}, {k} probe\n{tab.to_string(na_rep="")}')
     if tables: print(f'\nThe report is {Path(out).resolve()/"report.html"}')
