@@ -17,7 +17,7 @@ import miram
 from ..data.crops import crops_hash
 from ..data.loaders import CropDL
 from .learner import PretrainLearner
-from ..files import replacing
+from ..files import naming, regular_file, replacing
 
 # %% ../../nbs/train/64_resume.ipynb #1117afb1
 _MARK = b'\nmiram-sha256 '
@@ -32,7 +32,7 @@ def write_checkpoint(
     path:str|Path, # File to write or to replace
     state:dict,    # Plain values and tensors
 ):
-    "Write `state` and its checksum, whole or not at all"
+    "Write `state` and its checksum, whole or not at all; raises `OSError`, naming the file, for a full disk"
     with replacing(path) as new:
         with open(new, 'wb') as f:
             s = _Summed(f); torch.save(state, s)
@@ -44,7 +44,7 @@ def _brief(e): return (str(e).splitlines() or [type(e).__name__])[0][:90]
 class DamagedError(ValueError): "A checkpoint that cannot be read"
 
 def _check_sum(path):
-    "Raise `DamagedError` unless the checksum at the end of a file is that of the rest"
+    "The checksum at the end of a file; raises `DamagedError` unless it is that of the rest"
     try:
         with open(path, 'rb') as f:
             h,left = hashlib.sha256(),os.fstat(f.fileno()).st_size-len(_MARK)-64
@@ -52,14 +52,15 @@ def _check_sum(path):
             why = None if f.read()==_MARK+h.hexdigest().encode() else 'its checksum does not fit'
     except OSError as e: why = _brief(e)
     if why: raise DamagedError(f'{path}: cannot be read as a checkpoint ({why}); delete it')
+    return h.hexdigest()
 
 def read_checkpoint(
     path:str|Path, # File from `write_checkpoint`
 )->dict:
     """The state in a file, without running anything in it
 
-    Raises `DamagedError` for a damaged file, and `ValueError` for a whole one that holds code or is no checkpoint."""
-    _check_sum(path)
+    Raises `DamagedError` for a damaged file, and `ValueError` for a whole one that holds code or is no checkpoint, and for what is no file."""
+    _check_sum(regular_file(path))
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f'{path}: refused, it holds more than tensors and plain values ({_brief(e)}…)') from None
@@ -71,19 +72,30 @@ def read_checkpoint(
 # %% ../../nbs/train/64_resume.ipynb #7ada2b5b
 SLOTS = 'checkpoint-0.pt','checkpoint-1.pt'
 
+def _serial(path, state):
+    "The serial number of a checkpoint; raises `ValueError` where it has none"
+    n = state.get('serial')
+    if type(n) is int and n>=0: return n
+    raise ValueError(f'{path}: is no checkpoint that miram {miram.__version__} can read (its serial number is {n!r})')
+
 def newest_checkpoint(
     folder:str|Path, # Folder of a run
 )->tuple:            # The state and its file name; `(None, None)` when there is none
-    "The last checkpoint that can be read, warning of a damaged one; raises `DamagedError` when none can"
-    best,name,bad = None,None,[]
-    for s in SLOTS:
-        if not (f := Path(folder)/s).exists(): continue
+    """The last checkpoint that can be read, warning of a damaged one
+
+    Raises `DamagedError` when none can, and `ValueError` for one that is refused, see `read_checkpoint`, and for two that are not of one run."""
+    found,bad = {},[]
+    for f in [Path(folder)/s for s in SLOTS]:
+        if not os.path.lexists(f): continue
         try: state = read_checkpoint(f)
         except DamagedError as e: bad.append(e); continue
-        if best is None or state['serial']>best['serial']: best,name = state,s
-    if bad and best is None: raise bad[0]
-    for e in bad: warnings.warn(f'{e}; going on from {name}')
-    return best,name
+        if (n := _serial(f, state)) in found and _check_sum(f)!=_check_sum(Path(folder)/found[n][1]):
+            raise ValueError(f'{f} and {found[n][1]} differ and are both number {n}: they are not of one run; delete the one that is not')
+        found[n] = state,f.name
+    if bad and not found: raise bad[0]
+    best = found[max(found)] if found else (None,None)
+    for e in bad: warnings.warn(f'{e}; going on from {best[1]}')
+    return best
 
 # %% ../../nbs/train/64_resume.ipynb #26d305f8
 def _world():
