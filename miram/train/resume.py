@@ -7,7 +7,7 @@ __all__ = ['SLOTS', 'HOW', 'write_checkpoint', 'DamagedError', 'read_checkpoint'
            'run_identity', 'differences', 'Checkpoint']
 
 # %% ../../nbs/train/64_resume.ipynb #292dba7d
-import hashlib, json, numpy as np, os, pickle, signal, threading, time, torch, warnings
+import hashlib, json, numpy as np, os, pickle, re, signal, threading, time, torch, warnings
 from dataclasses import asdict, is_dataclass
 from fastai.callback.core import Callback
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ import miram
 from ..data.crops import crops_hash
 from ..data.loaders import CropDL
 from .learner import PretrainLearner
-from ..files import naming, regular_file, replacing
+from ..files import regular_file, replacing
 
 # %% ../../nbs/train/64_resume.ipynb #1117afb1
 _MARK = b'\nmiram-sha256 '
@@ -151,6 +151,18 @@ def _why(diff):
     if not any(d.startswith('processes ') for d in diff): return ''
     return ', and a model that contrasts the whole batch would see another one'
 
+def _tidy(folder):
+    "Delete what a process left under a temporary name when it was killed in a write"
+    for f in (folder.iterdir() if folder.is_dir() else ()):
+        if re.fullmatch(r'\..+\.[0-9a-f]{16}\.new', f.name) and not f.is_dir(): f.unlink(missing_ok=True)
+
+def _fits(state, about, path):
+    "Raise `ValueError` unless a checkpoint is whole and of the run that `about` describes"
+    if lost := {'about','at','train_iter','ranks','model','opt','rng','began','loaders','callbacks'}-set(state): raise ValueError(
+        f'{path}: is no checkpoint that miram {miram.__version__} can read (it has no {min(lost)!r})')
+    if diff := differences(state['about'], about): raise ValueError(
+        f'{path} is the checkpoint of another run ({"; ".join(diff)}{_why(diff)}): choose another folder, or delete this one')
+
 class Checkpoint(Callback):
     "Write the state of the run to two alternating files, and go on from the newer; raises `ValueError` when it is another run's"
     order = 95
@@ -163,15 +175,13 @@ class Checkpoint(Callback):
     ): self.folder,self.every,self.minutes,self.recipe,self.signals = Path(folder),every,minutes,recipe,signals
 
     def before_fit(self):
-        for f in self.folder.glob('.checkpoint-*.new'): f.unlink(missing_ok=True)
+        _tidy(self.folder)
         self.about,self.loop,self.signal,self.old = run_identity(self.learn, self.recipe),None,0,{}
         state,name = newest_checkpoint(self.folder)
         self.serial,self.slot = (0,0) if state is None else (state['serial']+1,1-SLOTS.index(name))
         if state is None: self.resumed = None; self.save()
         else:
-            if diff := differences(state['about'], self.about): raise ValueError(
-                f'{self.folder} holds the checkpoint of another run ({"; ".join(diff)}{_why(diff)}): '
-                'choose another folder, or delete this one')
+            _fits(state, self.about, self.folder/name)
             self.resumed,self.learn.pending = tuple(state['at']),_own(state)
         self.done,self.when = self.learn.train_iter if state is None else state['train_iter'],time.monotonic()
         if self.signals and threading.current_thread() is threading.main_thread():
