@@ -7,7 +7,7 @@ __all__ = ['attention_text', 'step_text', 'miram_cost']
 
 # %% ../../nbs/cli/86_cost.ipynb #ec11f673
 from pathlib import Path
-from .command import command, one_of
+from .command import command, one_of, whole
 
 # %% ../../nbs/cli/86_cost.ipynb #9c5fe1c4
 def attention_text(
@@ -28,22 +28,22 @@ def step_text(
     with pd.option_context('display.width', 250): return f'{df.attrs["hardware"]}\n\n{df.round(3).to_string(na_rep="")}\n\n{secs}'
 
 # %% ../../nbs/cli/86_cost.ipynb #e0c37174
-_what = one_of('attention', 'step')
+_what,_count = one_of('attention', 'step'),whole(1)
 
 @command
 def miram_cost(
     what:_what,             # What to measure: attention or step
     out:str='miram-cost',   # Results folder
     tokens:str='196,400,784,1024,3136,4096,16384', # attention: numbers of tokens, separated by commas
-    dim:int=512,            # Token width, of the decoders for step
-    heads:int=16,           # Heads, of the decoders for step
-    landmarks:int=64,       # attention: landmarks, or as many features or averages
-    rounds:int=5,           # Times that each has its turn
+    dim:_count=512,            # Token width, of the decoders for step
+    heads:_count=16,           # Heads, of the decoders for step
+    landmarks:_count=64,       # attention: landmarks, or as many features or averages
+    rounds:_count=5,           # Times that each has its turn
     device:str='cpu',       # attention: cpu or cuda
-    threads:int=None,       # CPU threads; torch's choice without it
+    threads:_count=None,       # CPU threads; torch's choice without it
     arch:str='vit_base',    # step: encoder size
-    depth:int=8,            # step: decoder blocks
-    batch:int=4,            # step: images at 224 pixels
+    depth:_count=8,            # step: decoder blocks
+    batch:_count=4,            # step: images at 224 pixels
 ):
     "Measure what the attentions cost in time and memory beside the public packages, or whole training steps beside their rivals"
     try: lengths = [int(t) for t in tokens.split(',')]

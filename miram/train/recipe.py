@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'RECIPES', 'Method', 'register_method', 'mask_feed', 'view
            'parse_settings', 'base_of', 'get_recipe', 'recipe_from', 'recipe_model']
 
 # %% ../../nbs/train/60_recipe.ipynb #c83bb168
-import json, torch
+import json, os, torch
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from fastcore.basics import patch
@@ -16,6 +16,7 @@ from torch import nn
 from typing import NamedTuple
 from ..attention.registry import attention_names, cross_attention_names
 from ..data.loaders import Augment
+from ..files import DataError, regular_file
 from ..masking import mask_noise
 from ..models.losses import MultiScaleLoss
 from ..models.miram import DECODERS, create_miram
@@ -208,11 +209,12 @@ def settled(self:Recipe)->Recipe: # Nothing of the method's own is left open
 def read_settings(
     path:str|Path, # JSON or TOML file
 )->dict:
-    "The table in a JSON or TOML file; raises `ValueError` naming the file and the place of a syntax error"
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
-    text = path.read_text(encoding='utf-8')
-    try: d = json.loads(text) if path.suffix=='.json' else _toml(text)
+    "The table in a JSON or TOML file; raises `ValueError` naming the file and the place of a syntax error, `DataError` for what is no file"
+    path,most = Path(path),1<<20
+    if not os.path.lexists(path): raise FileNotFoundError(f'{path}: no such file')
+    if (size := regular_file(path).stat().st_size)>most: raise DataError(f'{path}: has {size} bytes; that is no file of settings')
+    try: d = (json.loads if path.suffix=='.json' else _toml)(path.read_text(encoding='utf-8'))
+    except RecursionError: raise ValueError(f'{path}: is nested too deeply to be read') from None
     except ValueError as e: raise ValueError(f'{path}: is no {path.suffix[1:].upper()} ({e})') from None
     if not isinstance(d, dict): raise ValueError(f'{path}: holds a {type(d).__name__}; a table of fields and values is needed')
     return d
@@ -225,15 +227,18 @@ def _toml(text):
 def parse_settings(
     settings, # Strings such as `'lr=1e-3'`, `'augment.vflip=.5'` or `'scales=[1]'`
 )->dict:
-    "Fields from the shell, nested by dots: JSON values, anything else as a string; raises `ValueError` for what has no `=`"
+    """Fields from the shell, nested by dots: JSON values, anything else as a string
+
+    Raises `ValueError` for what has no `=`, and for an option of what is no table."""
     d = {}
     for s in settings:
         k,eq,v = s.partition('=')
         if not eq or not k: raise ValueError(f'{s!r}: give field=value, such as epochs=20')
         try: v = json.loads('0'+v if v[:1]=='.' else v)
-        except ValueError: pass
+        except (ValueError, RecursionError): pass
         *tables,last = k.split('.'); here = d
-        for t in tables: here = here.setdefault(t, {})
+        for t in tables: here = here.setdefault(t, {}) if isinstance(here, dict) else None
+        if not isinstance(here, dict): raise ValueError(f'{s!r}: {".".join(tables)} was given a value before, which has no options')
         here[last] = v
     return d
 
@@ -255,7 +260,8 @@ def get_recipe(
     if str(name) in RECIPES: return RECIPES[str(name)].change(**changes)
     if Path(name).suffix not in ('.json','.toml'):
         raise ValueError(f'unknown recipe {str(name)!r}; there are {", ".join(RECIPES)}, and files that end in .json or .toml')
-    return recipe_from(read_settings(name), name).change(**changes)
+    try: return recipe_from(read_settings(name), name).change(**changes)
+    except RecursionError: raise ValueError(f'{name}: its base leads back to itself') from None
 
 def recipe_from(
     d:dict,                 # Fields and values; `base` names the recipe that they start from
