@@ -26,10 +26,15 @@ from ..files import DataError, regular_file
 # %% ../../nbs/cli/79_command.ipynb #bf5ffd7b
 _FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up', errno.EFBIG: 'files may not grow any larger here'}
 
+def _no_room(e):
+    "The error of a full disk that `e` is or was made of; `None` when it is another"
+    while e is not None and getattr(e, 'errno', None) not in _FULL: e = e.__cause__ or e.__context__
+    return e
+
 def _sentence(e):
     "What went wrong, in one line"
-    if isinstance(e, OSError) and e.errno in _FULL:
-        return f'{e.filename or "a file"}: {_FULL[e.errno]}; what was written before is whole: make room and run the same command again'
+    if full := _no_room(e):
+        return f'{full.filename or "a file"}: {_FULL[full.errno]}; what was written before is whole: make room and run the same command again'
     if isinstance(e, OSError) and e.filename and e.strerror: return f'{e.filename}: {e.strerror}'
     text = ' '.join(str(e).split())
     if isinstance(e, (ValueError, OSError)): return text
@@ -44,6 +49,7 @@ def _reads_settings(e):
 
 def _expected(e):
     "Is this an error that a user can mend? torch says by a name or by words that memory ran out"
+    if _no_room(e): return True
     if isinstance(e, RecursionError): return _reads_settings(e)
     if isinstance(e, RuntimeError):
         return type(e).__name__ in ('OutOfMemoryError','BrokenProcessPool') or "can't allocate memory" in str(e)

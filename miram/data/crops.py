@@ -18,14 +18,13 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from PIL import Image
 from pydicom import dcmread
 from scipy import ndimage
-from tqdm import tqdm
 
 from .labels import GRADES, LABELS
 from .lesions import lesion_table, read_lesions
 from ..files import DataError, file_hash, replacing, safe_path
 from .pixels import Film, _is_dicom
 from .splits import split_valid
-from ..jobs import follow_parent
+from ..jobs import follow_parent, progress_bar
 
 try: import fcntl
 except ImportError: fcntl = None
@@ -263,7 +262,7 @@ def _make_shards(part, jobs, work, crop_size, workers, executor, progress, per):
     files = [part/f'{i:06d}.npz' for i in range(len(groups))]
     todo = [i for i,f in enumerate(files) if not f.exists()]
     make = partial(_make_shard, work=work, crop_size=crop_size, run=uuid.uuid4().hex)
-    with tqdm(total=len(jobs), desc='crops', unit='image', disable=not progress) as bar, _pool(workers, len(todo), executor) as run:
+    with progress_bar(total=len(jobs), desc='crops', unit='image', disable=not progress) as bar, _pool(workers, len(todo), executor) as run:
         bar.update(sum(map(len, groups)) - sum(len(groups[i]) for i in todo))
         for i,_ in zip(todo, run(make, [files[i] for i in todo], [groups[i] for i in todo])): bar.update(len(groups[i]))
     return files

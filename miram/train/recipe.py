@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'RECIPES', 'Method', 'register_method', 'mask_feed', 'view
            'parse_settings', 'base_of', 'get_recipe', 'recipe_from', 'recipe_model']
 
 # %% ../../nbs/train/60_recipe.ipynb #c83bb168
-import json, os, torch
+import json, math, os, torch
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from fastcore.basics import patch
@@ -140,7 +140,10 @@ class Recipe:
 # %% ../../nbs/train/60_recipe.ipynb #a9d19b01
 def _check_range(r):
     "Raise `ValueError` for a number out of its range"
-    check_positive(r, 'epochs', 'batch_size', 'lr'); check_warmup(r)
+    check_positive(r, 'epochs', 'batch_size', 'lr', 'img_size', 'patch_size', 'dec_dim', 'dec_depth', 'dec_heads', 'proj_hidden', 'temperature')
+    check_warmup(r)
+    for k,most in dict(seed=2**32-1, momentum=1, focus=math.inf, weight_decay=math.inf).items():
+        if (v := getattr(r, k)) is not None and not 0<=v<=most: raise ValueError(f'{k}={v}: must lie in [0,{most}]')
     if r.micro is not None and not 0<r.micro<=r.batch_size:
         raise ValueError(f'micro={r.micro}: must lie between 1 and the batch_size of {r.batch_size}')
     if not 0<r.mask_ratio<1: raise ValueError(f'mask_ratio={r.mask_ratio}: must lie between 0 and 1')
@@ -155,6 +158,8 @@ def _check_arch(name):
 # %% ../../nbs/train/60_recipe.ipynb #b624c075
 def _check_decoding(r):
     "Raise `ValueError` naming the field of the decoders that cannot work"
+    if METHODS[r.method].loss is _masked_loss and (r.dec_dim%4 or r.dec_dim%r.dec_heads):
+        raise ValueError(f'dec_dim={r.dec_dim}, dec_heads={r.dec_heads}: the width must be divisible by 4, for the code of positions, and by the heads')
     known = cross_attention_names() if r.decoder=='cross' else attention_names()
     for a in (r.attention if isinstance(r.attention, tuple) else (r.attention,)):
         if a not in (None,*known): raise ValueError(f'attention={a!r}: with decoder={r.decoder!r} choose one of {", ".join(known)}')
@@ -173,11 +178,11 @@ def _check_recipe(r):
     _check_arch(r.arch)
     for f,allowed in dict(method=tuple(METHODS), precision=('auto','fp32','bf16','fp16'),
                           target=('native','upsampled'), decoder=DECODERS).items(): check_choice(r, f, allowed)
+    _check_range(r)
     _check_decoding(r)
     if not r.scales or set(r.scales)-{1,2}:
         raise ValueError(f'scales={r.scales}: choose from 1 and 2; crops are read at twice the resolution of img_size, not more')
     grid_size(r.img_size, r.patch_size)
-    _check_range(r)
     check_options(r, 'augment', Augment, 'seed'); check_options(r, 'views', TwoViews, 'size', 'mean', 'std', 'seed')
     if r.micro is not None and r.micro<r.batch_size and METHODS[r.method].batchwise:
         raise ValueError(f'micro={r.micro}: {r.method} compares the crops of the whole batch with each other, so in pieces it would have '
@@ -249,6 +254,7 @@ def base_of(
     names,           # Names that are known
 )->str|Path:         # A known name, or a path, beside the file if there is such a file
     "Where a file starts from"
+    if not isinstance(base, (str,Path)): raise ValueError(f'{source}: base={base!r}: give a name or a file')
     beside = Path(source).parent/str(base)
     return beside if str(base) not in names and beside.is_file() else base
 

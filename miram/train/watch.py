@@ -59,17 +59,22 @@ class RunLog(Callback):
         tensorboard:bool=True, # Also write for TensorBoard, where it is installed
     ): self.folder,self.every,self.tensorboard,self.file,self.board = Path(folder),every,tensorboard,None,None
 
-    def before_fit(self): self.rows,self.last,self.wait_before,self.quiet = [],None,self.learn.waited,rank_distrib()>0
+    def before_fit(self): self.rows,self.last,self.wait_before,self.quiet,self.begun = [],None,self.learn.waited,rank_distrib()>0,False
     def before_train(self): self.last,self.wait_before = time.perf_counter(),self.learn.waited
 
 # %% ../../nbs/train/66_watch.ipynb #225a8474
 _SEEN = 'images_per_s','data_wait','memory_mib' # what the record of a run does not know
 
+def _figure(v):
+    "A figure from a file as it stands there, or nothing where it is none"
+    try: return v if np.isfinite(float(v)) else ''
+    except ValueError: return ''
+
 @patch
 def _row(self:RunLog, rec, seen):
     "The row of a step, from its record and from what was seen of speed and memory"
     row = {k: rec[k] for k in ('step','loss','lr','grad_norm','skipped')}
-    row |= dict(epoch=rec['step']//len(self.learn.dls.train)+1) | {k: seen.get(k, '') for k in _SEEN}
+    row |= dict(epoch=rec['step']//len(self.learn.dls.train)+1) | {k: _figure(seen.get(k, '')) for k in _SEEN}
     return row | {f'loss_{s}': v for s,v in zip(self._names(rec['parts']), rec['parts'])}
 
 @patch
@@ -106,15 +111,20 @@ def _ours(rows, rec, path):
     return {k: r for k,r in rows.items() if k not in other}
 
 @patch
-def _open(self:RunLog):
-    "Write the file anew up to the rows that wait, from the record and what the old file knows besides; go on behind it"
-    path,rec = self.folder/'steps.csv',self.learn.scale_recorder.steps
-    first = self.rows[0]['step'] if self.rows else rec[-1]['step']
-    rec = [r for r in rec if r['step']<first]
+def _renew(self:RunLog, rec):
+    "Write the file anew, from the record of some steps and what the old file knows besides"
+    path = self.folder/'steps.csv'
     old = _ours(_whole_rows(path), rec, path)
     done = [self._row(r, old.get(r['step'], {})) for r in rec]
     with replacing(path) as new: pd.DataFrame(done).to_csv(new, index=False) if done else new.touch()
-    self.file = open(path, 'a', newline='')
+
+@patch
+def _open(self:RunLog):
+    "Renew the file up to the rows that wait, and go on behind it"
+    rec = self.learn.scale_recorder.steps
+    first = self.rows[0]['step'] if self.rows else rec[-1]['step']
+    self._renew([r for r in rec if r['step']<first])
+    self.file,self.begun = open(self.folder/'steps.csv', 'a', newline=''),True
     if self.tensorboard: self.board = _tensorboard(self.folder/'tensorboard', first)
 
 def _tensorboard(folder, step):
@@ -128,7 +138,7 @@ def _tensorboard(folder, step):
 def _flush(self:RunLog):
     if not self.rows or self.file is None: return
     with naming(self.folder/'steps.csv'):
-        w = csv.DictWriter(self.file, list(self.rows[0]))
+        w = csv.DictWriter(self.file, list(self.rows[0]), lineterminator='\n')
         if self.file.tell()==0: w.writeheader()
         w.writerows(self.rows); self.file.flush()
     if self.board is not None:
@@ -146,6 +156,11 @@ def after_epoch(self:RunLog):
     if self.board is not None:
         for r in h[h.epoch==self.learn.epoch+1].itertuples(): self.board.add_scalar(f'{r.split}/loss_{r.scale}', r.loss, r.epoch)
         self.board.flush()
+
+@patch
+def after_fit(self:RunLog):
+    if self.quiet or self.begun: return
+    if rec := self.learn.scale_recorder.steps: self._renew(rec)
 
 @patch
 def close(self:RunLog):
