@@ -87,7 +87,7 @@ def _new_mode(path):
 def replacing(
     path:str|Path, # File to write or to replace
 ):                 # Yields the path to write to
-    "A temporary path beside `path` that takes its place when the block ends well, with the mode of a new file, and vanishes otherwise; see `naming`"
+    "A temporary path beside `path` that takes its place when the block ends well, with the mode of a new file, or vanishes; see `naming`"
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.new')
     try:

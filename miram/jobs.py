@@ -303,7 +303,8 @@ class _Lines(terminal_bar):
     def __init__(self, items=None, desc='', total=None, position=None, leave=True, **kwargs):
         kwargs = dict(mininterval=30., unit='it') | kwargs | dict(leave=False, miniters=1, smoothing=0)
         super().__init__(items, f'{desc}: ' if desc else '', total, **kwargs)
-        said = '{percentage:.0f} % ({n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left)' if self.total else '{n_fmt} {unit} ({rate_fmt})'
+        said = '{n_fmt} {unit} ({rate_fmt})'
+        if self.total: said = '{percentage:.0f} % ({n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left)'
         self.bar_format,self.ncols,self.dynamic_ncols = '{desc}'+said+'{postfix}',None,None
 
     def _due(self, now):

@@ -24,7 +24,8 @@ from ..errors import plain_error
 from ..files import DataError, regular_file
 
 # %% ../../nbs/cli/79_command.ipynb #bf5ffd7b
-_FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up', errno.EFBIG: 'files may not grow any larger here'}
+_FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up',
+         errno.EFBIG: 'files may not grow any larger here'}
 
 def _no_room(e):
     "The error of a full disk that `e` is or was made of; `None` when it is another"
@@ -34,12 +35,14 @@ def _no_room(e):
 def _sentence(e):
     "What went wrong, in one line"
     if full := _no_room(e):
-        return f'{full.filename or "a file"}: {_FULL[full.errno]}; what was written before is whole: make room and run the same command again'
+        return (f'{full.filename or "a file"}: {_FULL[full.errno]}; what was written before is whole: '
+                'make room and run the same command again')
     if isinstance(e, OSError) and e.filename and e.strerror: return f'{e.filename}: {e.strerror}'
     text = ' '.join(str(e).split())
     if isinstance(e, (ValueError, OSError)): return text
     if isinstance(e, RecursionError): return 'a file of settings is nested too deeply to be read'
-    if type(e).__name__=='BrokenProcessPool': return 'a worker was killed, most likely because memory ran out; use fewer of them (--workers)'
+    if type(e).__name__=='BrokenProcessPool':
+        return 'a worker was killed, most likely because memory ran out; use fewer of them (--workers)'
     return f'not enough memory ({text[:150] or "no more was said"}); a smaller batch, or --micro where there is one, needs less'
 
 def _reads_settings(e):

@@ -140,7 +140,8 @@ class Recipe:
 # %% ../../nbs/train/60_recipe.ipynb #a9d19b01
 def _check_range(r):
     "Raise `ValueError` for a number out of its range"
-    check_positive(r, 'epochs', 'batch_size', 'lr', 'img_size', 'patch_size', 'dec_dim', 'dec_depth', 'dec_heads', 'proj_hidden', 'temperature')
+    check_positive(r, 'epochs', 'batch_size', 'lr', 'img_size', 'patch_size', 'dec_dim', 'dec_depth', 'dec_heads', 'proj_hidden',
+                   'temperature')
     check_warmup(r)
     for k,most in dict(seed=2**32-1, momentum=1, focus=math.inf, weight_decay=math.inf).items():
         if (v := getattr(r, k)) is not None and not 0<=v<=most: raise ValueError(f'{k}={v}: must lie in [0,{most}]')
@@ -159,7 +160,8 @@ def _check_arch(name):
 def _check_decoding(r):
     "Raise `ValueError` naming the field of the decoders that cannot work"
     if METHODS[r.method].loss is _masked_loss and (r.dec_dim%4 or r.dec_dim%r.dec_heads):
-        raise ValueError(f'dec_dim={r.dec_dim}, dec_heads={r.dec_heads}: the width must be divisible by 4, for the code of positions, and by the heads')
+        raise ValueError(f'dec_dim={r.dec_dim}, dec_heads={r.dec_heads}: the width must be divisible by 4, '
+                         'for the code of positions, and by the heads')
     known = cross_attention_names() if r.decoder=='cross' else attention_names()
     for a in (r.attention if isinstance(r.attention, tuple) else (r.attention,)):
         if a not in (None,*known): raise ValueError(f'attention={a!r}: with decoder={r.decoder!r} choose one of {", ".join(known)}')

@@ -59,7 +59,8 @@ def read_checkpoint(
 )->dict:
     """The state in a file, without running anything in it
 
-    Raises `DamagedError` for a damaged file, and `ValueError` for a whole one that holds code or is no checkpoint, and for what is no file."""
+    Raises `DamagedError` for a damaged file, and `ValueError` for a whole one that holds code or is no checkpoint, and for what is no
+    file."""
     _check_sum(regular_file(path))
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
@@ -83,7 +84,8 @@ def newest_checkpoint(
 )->tuple:            # The state and its file name; `(None, None)` when there is none
     """The last checkpoint that can be read, warning of a damaged one
 
-    Raises `DamagedError` when none can, and `ValueError` for one that is refused, see `read_checkpoint`, and for two that are not of one run."""
+    Raises `DamagedError` when none can, and `ValueError` for one that is refused, see `read_checkpoint`, and for two that are not of one
+    run."""
     found,bad = {},[]
     for f in [Path(folder)/s for s in SLOTS]:
         if not os.path.lexists(f): continue

@@ -98,7 +98,8 @@ def _whole_rows(path):
     "The rows of a csv file by their step; not those that are cut, and none of a file that is missing, empty or no text"
     text = regular_file(path).read_text(errors='replace') if os.path.lexists(path) else ''
     rows = csv.DictReader(text.replace('\0', '').split('\n')[:-1]) # behind the last line end is half a row
-    return {int(r['step']): r for r in rows if None not in r and None not in r.values() and re.fullmatch('[0-9]{1,15}', r.get('step') or '')}
+    return {int(r['step']): r for r in rows
+            if None not in r and None not in r.values() and re.fullmatch('[0-9]{1,15}', r.get('step') or '')}
 
 def _ours(rows, rec, path):
     "Those rows whose loss is the recorded one; warns of others"
@@ -306,8 +307,8 @@ class StepBar(Callback):
     def before_fit(self): self.bar = None
     def after_batch(self):
         if not self.training or self.off: return
-        done,bar = self.learn.train_iter-1,self.bar
-        if bar is None: bar = self.bar = progress_bar(None, self.desc, self.n_epoch*len(self.dls.train), self.off, unit='step', initial=done)
+        done,bar,total = self.learn.train_iter-1,self.bar,self.n_epoch*len(self.dls.train)
+        if bar is None: bar = self.bar = progress_bar(None, self.desc, total, unit='step', initial=done)
         bar.n,bar.last_print_n = done,min(bar.last_print_n, done)
         bar.set_postfix(loss=f'{self.loss.item():.3f}', refresh=False); bar.update()
     def close(self):
