@@ -23,7 +23,7 @@ def plain_error(
     "An error as it was raised in a callback; any other one is left alone"
     if isinstance(e, IndexError) and e.__context__ is not None and _raised_by_fastai(e): return e.__context__
     text = e.args[0] if e.args and isinstance(e.args[0], str) else ''
-    if not (found := _WRAPPED.match(text)): return e
+    if not _WRAPPED.match(text): return e
     while where := _WRAPPED.match(text):
         if hasattr(e, 'add_note'): e.add_note(f'in {where[1]}.{where[2]}')
         text = text[where.end():]
