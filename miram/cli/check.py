@@ -6,7 +6,7 @@
 __all__ = ['miram_cbis_check']
 
 # %% ../../nbs/cli/81_check.ipynb #6e8851f7
-from .command import InFolder, command
+from .command import InFolder, Workers, command, whole
 
 # %% ../../nbs/cli/81_check.ipynb #ae6c064f
 _EXIT = dict(complete=0, partial=2, crops=2, unfit=3)
@@ -17,8 +17,8 @@ def miram_cbis_check(
     html:str='cbis-check.html',   # Report with pictures; empty for none
     quick:bool=False,             # Leave out the pixels of the mammograms: no duplicates, no correlations
     partial:bool=False,           # A sound part of the archive is enough for status 0
-    pictures:int=12,              # Suspects to show
-    workers:int=None,             # Processes; 0 for none
+    pictures:whole(0)=12,         # Suspects to show
+    workers:Workers=None,         # Processes; 0 for none
     follow_links:bool=False,      # Follow links to files and folders elsewhere
 ):
     "Is this CBIS-DDSM archive fit for use? Status 0: complete, 1: cannot be checked, 2: sound but partial, 3: unfit"

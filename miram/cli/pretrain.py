@@ -7,7 +7,7 @@ __all__ = ['miram_pretrain']
 
 # %% ../../nbs/cli/82_pretrain.ipynb #a4610935
 from pathlib import Path
-from .command import InFile, InFolder, NameOrFile, command, settings
+from .command import Context, Count, InFile, InFolder, NameOrFile, Seed, Workers, command, number, settings, whole
 
 # %% ../../nbs/cli/82_pretrain.ipynb #8157a11e
 def _labelled(lesions, label):
@@ -39,19 +39,19 @@ def miram_pretrain(
     crops:InFolder=None,   # Folder of a crop cache; built without it
     lesions:InFile=None,   # Lesion table (csv)
     images:InFolder=None,  # Folder that the table's column `image` starts from; without a table all images in it, cut into tiles
-    patients:int=200,      # Patients of the phantom, which is made where there are neither crops nor images
-    context:float=1.5,     # Side of a crop in longer sides of the lesion's box
+    patients:Count=200,    # Patients of the phantom, which is made where there are neither crops nor images
+    context:Context=1.5,   # Side of a crop in longer sides of the lesion's box
     label:str='pathology', # Column for the split and for the probe on validation patients, where there is one
-    data_seed:int=0,       # Seed of the phantom and of the split
+    data_seed:Seed=0,      # Seed of the phantom and of the split
     method:str=None,       # mae, miram or moco, over the recipe's
-    epochs:int=None,       # Passes over the crops, over the recipe's
-    batch_size:int=None,   # Crops in a step over all processes, over the recipe's
-    lr:float=None,         # Learning rate for a batch of 256, over the recipe's
+    epochs:Count=None,     # Passes over the crops, over the recipe's
+    batch_size:Count=None, # Crops in a step over all processes, over the recipe's
+    lr:number(0)=None,     # Learning rate for a batch of 256, over the recipe's
     init:str=None,         # Where the encoder starts: a timm name, a file or a folder, over the recipe's
-    seed:int=None,         # Seed, over the recipe's
-    workers:int=0,         # Processes that read
-    every:int=500,         # Steps between checkpoints
-    pictures:int=5,        # Epochs between pictures, 0 for none
+    seed:Seed=None,        # Seed, over the recipe's
+    workers:Workers=0,     # Processes that read
+    every:Count=500,       # Steps between checkpoints
+    pictures:whole(0)=5,   # Epochs between pictures, 0 for none
     denorm:str='target',   # Brightness and contrast of the pictures: target, visible or none
     overwrite:bool=False,  # Replace crops in the results folder that were cut otherwise
     follow_links:bool=False, # Links among the images may lead out of their folder

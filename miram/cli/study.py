@@ -7,7 +7,7 @@ __all__ = ['miram_study']
 
 # %% ../../nbs/cli/84_study.ipynb #8ea1482b
 from pathlib import Path
-from .command import InFile, InFolder, NameOrFile, command, settings
+from .command import Count, InFile, InFolder, NameOrFile, Seed, Workers, command, settings
 from ..files import DataError
 
 # %% ../../nbs/cli/84_study.ipynb #b3104d13
@@ -20,16 +20,16 @@ def miram_study(
     lesions:InFile=None,    # Lesion table (csv: image, patient_id, x, y, w, h, pathology, …)
     images:InFolder=None,   # Folder that the table's column `image` starts from
     cbis:InFolder=None,     # Or a CBIS-DDSM folder, with its official test set
-    patients:int=400,       # Or, for demo, patients of the phantom
+    patients:Count=400,     # Or, for demo, patients of the phantom
     set:_fields=None,
-    seeds:int=None,         # Runs of every method; the plan's without it
-    epochs:int=None,        # Passes over the training crops; the plan's without it
+    seeds:Count=None,       # Runs of every method; the plan's without it
+    epochs:Count=None,      # Passes over the training crops; the plan's without it
     methods:str=None,       # Comma-separated, such as random,mae,moco,miram-nystrom,miram-cross
     tasks:str=None,         # Comma-separated columns to probe beside the plan's label
     probes:str=None,        # Comma-separated: linear, trained, knn, attentive, finetune
-    workers:int=0,          # Processes that share the runs
+    workers:Workers=0,      # Processes that share the runs
     dask:str=None,          # Or the address of a Dask scheduler
-    data_seed:int=0,        # Seed of the phantom and of the split
+    data_seed:Seed=0,       # Seed of the phantom and of the split
     curves:bool=False,      # Learning curves: the linear probe with fewer labelled patients
     dry:bool=False,         # Only say what it will cost
     overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise

@@ -19,8 +19,7 @@ import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, SecondaryCaptureImageStorage
-from tqdm import tqdm
-from ..jobs import cores, process_pool
+from ..jobs import cores, process_pool, progress_bar
 from .phantom import add_lesion, as_written, columns, draw_words, empty_film, expose, find_place, phantom_lesion
 
 # %% ../../nbs/data/35_archive.ipynb #814fbc8b
@@ -504,7 +503,7 @@ def write_phantom(
     if workers is None: workers = min(cores(), 8, patients//16)
     with staging(root) as tmp:
         done = _each(partial(write_patient, tmp, size=size, seed=seed, layout=layout), plan, workers if workers>1 else 0, executor)
-        rows,series = zip(*tqdm(done, 'phantom', patients, disable=not progress, unit='patient', leave=False))
+        rows,series = zip(*progress_bar(done, 'phantom', patients, disable=not progress, unit='patient', leave=False))
         _finish(tmp, [r for rs in rows for r in rs], [s for ss in series for s in ss], layout)
         (tmp/'phantom.json').write_text(json.dumps(settings, indent=1))
     return root

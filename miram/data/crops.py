@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from PIL import Image
 from pydicom import dcmread
 from scipy import ndimage
-from tqdm import tqdm
 
 from .. import __version__
 from .cbis import mask_box, read_mask
@@ -27,7 +26,7 @@ from .lesions import lesion_table, read_lesions
 from ..files import DataError, _count, file_hash, regular_file, replacing, safe_path
 from .pixels import Film, _is_dicom, pixel_spacing
 from .splits import split_valid
-from ..jobs import follow_parent
+from ..jobs import follow_parent, progress_bar
 
 try: import fcntl
 except ImportError: fcntl = None
@@ -413,7 +412,7 @@ def _make_shards(shards, work, crop_size, workers, executor, progress):
     "Have all shards made that are not there"
     todo = [s for s in shards if _read_shard(*s[:2]) is None]
     make, n = partial(_make_shard, work=work, crop_size=crop_size, run=uuid.uuid4().hex), sum(len(s[2]) for s in shards)
-    with tqdm(total=n, desc='crops', unit='image', disable=not progress) as bar, _pool(workers, len(todo), executor) as run:
+    with progress_bar(total=n, desc='crops', unit='image', disable=not progress) as bar, _pool(workers, len(todo), executor) as run:
         bar.update(n - sum(len(s[2]) for s in todo))
         for s,_ in zip(todo, run(make, *zip(*todo)) if todo else ()): bar.update(len(s[2]))
 
