@@ -9,7 +9,6 @@ __all__ = ['CASE_FILES', 'OFFICIAL', 'OFFICIAL_ROWS', 'LEVELS', 'read_cases', 'e
 
 # %% ../../nbs/data/36_cbis.ipynb #bb817347
 import hashlib, os, re, warnings
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,14 +17,13 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from pydicom.uid import BreastTomosynthesisImageStorage, SegmentationStorage
-from tqdm.auto import tqdm
 
 from ..files import DataError, _count, _inside, regular_file, safe_path
 from .archive import MARGINS, write_phantom
 from .labels import with_label
 from .lesions import _read_csv, lesion_table, notes, read_lesions
 from .splits import assert_disjoint, split_patients, split_valid
-from ..jobs import map_files
+from ..jobs import map_files, progress_bar
 from .pixels import _naming, file_header, image_size, read_pixels
 
 # %% ../../nbs/data/36_cbis.ipynb #7f7041e2
@@ -162,7 +160,7 @@ def _walk(root, follow_links=False, progress=False):
     folders, passed, followed, seen, todo, top = {}, {}, {}, set(), [root], root.resolve()
     name = lambda p: Path(p).relative_to(root).as_posix()
     def lost(e): passed[name(e.filename)] = f'cannot be opened ({e.strerror})'
-    with tqdm(desc='looking for images', unit='file', disable=not progress) as bar:
+    with progress_bar(desc='looking for images', unit='file', disable=not progress) as bar:
         while todo:
             first = todo.pop(0)
             for d,subs,files in os.walk(first, onerror=lost):
@@ -495,13 +493,6 @@ def _tell(root, use, done, bad, passed):
                            'with follow_links=True (--follow_links)' if links else 'download the images into this folder'))
     warnings.warn(f"{bad.sum()} of {n} are left out (first: {use.lesion_id[bad].iloc[0]}: {first}); see the column 'reason'")
 
-def _mapped(f, items, workers, desc, progress):
-    "What `map_files` gives, as a list; raises `DataError` when a worker was killed"
-    try: return list(map_files(f, items, workers, desc, progress))
-    except BrokenProcessPool:
-        raise DataError(f'{desc}: a worker was killed, most likely because memory ran out; use fewer processes (workers, --workers), '
-                        'or none (0)') from None
-
 # %% ../../nbs/data/36_cbis.ipynb #65aaaebb
 def _fill_in(df, use, done, root, arc):
     "Boxes, files and reasons of the rows `use` into `df`, in place; `done` holds a `Place` or a reason for each"
@@ -524,7 +515,7 @@ def _fall_back(df, use, done, root, arc, workers, progress):
     left = use[done.map(lambda o: isinstance(o, str))]
     files = {r.Index: [(root/p, s) for s in dict.fromkeys([r.crop_series, r.mask_series]) for p in arc.series.get(s, [])]
              for r in left.itertuples()}
-    got = dict(zip(files, _mapped(_delivered, [(o,) for o in files.values()], workers, 'crops', progress))) if files else {}
+    got = dict(zip(files, map_files(_delivered, [(o,) for o in files.values()], workers, 'crops', progress))) if files else {}
     for i,o in got.items():
         if o is None: continue
         r, rel = left.loc[i], o.path.relative_to(root).as_posix()
@@ -552,7 +543,7 @@ def read_cbis(
     arc = index_archive(root, {u for c in _series_columns for u in df[c]}, follow_links, progress)
     use = df[df.split != 'excluded'].copy()
     jobs = list(_jobs(use, arc.series, root))
-    places = iter(_mapped(_locate, [j for j in jobs if not isinstance(j, str)], workers, 'masks', progress))
+    places = iter([*map_files(_locate, [j for j in jobs if not isinstance(j, str)], workers, 'masks', progress)])
     done = pd.Series([j if isinstance(j, str) else next(places) for j in jobs], use.index, dtype=object)
     _fill_in(df, use, done, root, arc)
     if delivered: _fall_back(df, use, done, root, arc, workers, progress)
@@ -770,7 +761,7 @@ def _measure(df, arc, root, workers, progress, quick):
     "Examine every file: a frame of mammograms and one of lesions, with paths relative to `root`"
     jobs = [(*j, quick) for j in _work(df, arc, root)]
     there = [bool(full or any(l[1] for l in lesions)) for full,lesions,_ in jobs]
-    done = iter(_mapped(_examine, [j for j,t in zip(jobs, there) if t], workers, 'checking', progress))
+    done = iter([*map_files(_examine, [j for j,t in zip(jobs, there) if t], workers, 'checking', progress)])
     films, lesions = zip(*(next(done) if t else _examine(*j) for j,t in zip(jobs, there)))
     who = df.drop_duplicates('full_series').patient_id.tolist()
     fields = ['lesion_id', 'why', 'broken', 'asked', 'mask', 'crop', 'mask_size', 'box', 'scale', 'margin', 'rows', 'cols', 'r']
