@@ -91,8 +91,8 @@ def json_table(
     "The JSON object that `text` is; raises `DataError` naming `source` for anything else"
     try: d = json.loads(text)
     except (ValueError, RecursionError) as e: raise DataError(f'{source}: is not JSON ({e}); restore the file or write it again') from None
-    if not isinstance(d, dict): raise DataError(f'{source}: holds a {type(d).__name__}, not a JSON object; restore the file or write it again')
-    return d
+    if isinstance(d, dict): return d
+    raise DataError(f'{source}: holds a {type(d).__name__}, not a JSON object; restore the file or write it again')
 
 
 # %% ../nbs/05_settings.ipynb #de7de975
@@ -120,7 +120,7 @@ def check_number(
 ):
     "Raise `ValueError` naming the field for what is no finite number, or one out of its range"
     for v in value if isinstance(value, (list,tuple)) else [value]:
-        if isinstance(v, bool) or not isinstance(v, (int,float)) or not _finite(v): raise ValueError(f'{field}={value!r}: must be finite numbers')
+        if type(v) not in (int,float) or not _finite(v): raise ValueError(f'{field}={value!r}: must be finite numbers')
         if v<=above: raise ValueError(f'{field}={value!r}: must be above {above:g}')
         if not low<=v<=high: raise ValueError(f'{field}={value!r}: must lie in [{low:g},{high:g}]')
 
