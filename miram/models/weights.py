@@ -62,6 +62,7 @@ _ARGS = dict(img_size=tuple, in_chans=int, patch_size=int, embed_dim=int, depth=
 _NEEDED = ('img_size', 'in_chans', 'patch_size', 'embed_dim', 'depth', 'num_heads')
 _LIMITS = dict(img_size=(1, 65535), in_chans=(1, 1024), patch_size=(1, 4096), embed_dim=(1, 65536), depth=(1, 1000), num_heads=(1, 4096),
                mlp_ratio=(1e-3, 64), reg_tokens=(0, 4096))
+_PARTS_OF = dict(depth=(0, 1000), layers=(0, 1000), scales=(1, 64), mask_ratio=(0, 1), focus=(0, 100), momentum=(0, 1), temperature=(1e-6, 1e3))
 _OWN = dict(format=int, version=str, arch=str|None, fixed_pos=bool, kind=str, model=dict|str, sha256=str)
 
 def _check_args(args):
@@ -70,6 +71,12 @@ def _check_args(args):
     for k,(low,high) in _LIMITS.items():
         if k in a: check_number(f'model_args.{k}', a[k], low, high)
     if [type(s) for s in a['img_size']]!=[int]*2: raise ValueError(f'model_args.img_size={a["img_size"]}: must be height and width')
+
+def _check_sizes(v, at):
+    "Raise `ValueError` naming a number at any depth that is not finite, or larger than a part of a model can be"
+    if isinstance(v, (dict,list)):
+        for k,o in v.items() if isinstance(v, dict) else enumerate(v): _check_sizes(o, f'{at}.{k}')
+    elif type(v) in (int,float): check_number(at, v, *_PARTS_OF.get(re.findall('[a-z_]+', at)[-1], (-65536, 65536)))
 
 def _check_pixels(pix, args):
     "Raise `ValueError` naming a statistic of the pixels, or a size, that cannot be"
@@ -96,6 +103,7 @@ def _check_config(cfg):
     for k,v in said.items():
         if not isinstance(cfg.get(k), (str,int)) or cfg[k]!=v: raise ValueError(f'{k}={cfg.get(k)!r}: must be {v!r}, as in the rest')
     if not isinstance(known, dict): raise ValueError(f'miram.provenance={known!r}: must be a table')
+    if not isinstance(own.get('model', ''), str): _check_sizes(own['model'], 'miram.model')
     if not isinstance(lic := known.get('licence'), (str,type(None))): raise ValueError(f'miram.provenance.licence={lic!r}: must be text')
 
 
@@ -356,7 +364,9 @@ def load_weights(
 def _check_fits(cfg, weights, build):
     "Raise `DataError` unless `build(cfg)` has the tensors that the file `weights` holds; no memory is taken for either"
     try:
-        with torch.device('meta'): own = {k: list(v.shape) for k,v in build(cfg).state_dict().items()}
+        with torch.device('meta'): new = build(cfg)
+        own,more = {k: list(v.shape) for k,v in new.state_dict().items()},sum(b.numel() for b in new.buffers())
+        if more>2**26: raise ValueError(f'{more} numbers in tables of positions')
     except Exception as e:
         raise DataError(f'{weights}: its configuration leads to no model ({type(e).__name__}: {" ".join(str(e).split())[:200]}); '
                         'restore the file, or save the model again') from None
