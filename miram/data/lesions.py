@@ -152,13 +152,15 @@ def _seen(df):
     some = [('split', '', 'train', int(split.isna().sum()), 'nothing said')] if split.isna().any() and split.notna().any() else []
     return some + [(c, '', '', int(_text(df[c]).notna().sum()), 'unknown column, kept') for c in _extra(df)]
 
-def _paths(df):
+def _paths(df, source):
     "Paths with `/`, in place; raises for one that leads out of the folder"
     clean = lambda s: s and PurePosixPath(s.replace('\\', '/')).as_posix()
     df['image'] = df.image.map(clean)
     if 'mask' in df: df['mask'] = _text(df['mask']).map(clean).fillna('')
     for c in ['image', *(c for c in OPTIONAL if c in df)]:
-        for p in df[c].dropna().unique(): _inside(p, 'the image folder')
+        for p in df[c].dropna().unique():
+            try: _inside(p, 'the image folder')
+            except DataError as e: raise DataError(f'{source}: {c!r} of row {(df[c] == p).idxmax()+1}: {e}') from None
 
 
 # %% ../../nbs/data/32_lesions.ipynb #83a97bae
@@ -179,7 +181,7 @@ def lesion_table(
     df = df.reset_index(drop=True).reindex(columns=COLUMNS + [c for c in df if c not in COLUMNS])
     for c in ['image', 'patient_id']: df[c] = _text(df[c])
     notes = _seen(df)
-    _paths(df)
+    _paths(df, source)
     notes = _labels(df, source) + _grades(df, source) + notes
     _complete(df, source)
     _check_ids(df, source)

@@ -266,9 +266,8 @@ def _check_crop(crop):
     if c['crop_size']%c['input']: raise ValueError(f'crop.input={c["input"]}: must divide crop.crop_size={c["crop_size"]}')
     if c['window'] is not None:
         check_number('crop.window', c['window'], 0, 100)
-        if len(c['window'])!=2 or c['window'][0]>=c['window'][1]: raise ValueError(f'crop.window={c["window"]}: must be two rising percentiles')
+        if len(w := c['window'])!=2 or w[0]>=w[1]: raise ValueError(f'crop.window={w}: must be two rising percentiles')
     _one_of('crop.side', c['side'], (None, 'LEFT', 'RIGHT'))
-
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #e3cfa07d
 def _check_how(how, classes):
@@ -305,7 +304,8 @@ def _check_info(info):
     "Raise `ValueError` naming a field of `classifier.json` that is missing, unknown, of another type or out of its range"
     check_table({k: v for k,v in info.items() if k!='provenance'}, {k: t for k,t in _fields.items() if k!='provenance'})
     if not isinstance(info.get('provenance'), dict): raise ValueError('provenance is missing or no table')
-    _one_of('kind', info['kind'], ('miram lesion classifier',)); _one_of('head', info['head'], _HEADS); _one_of('pool', info['pool'], ('avg','cls'))
+    _one_of('kind', info['kind'], ('miram lesion classifier',)); _one_of('head', info['head'], _HEADS)
+    _one_of('pool', info['pool'], ('avg','cls'))
     if not info['label']: raise ValueError("label='': must be a name")
     names = info['classes']
     if not all(isinstance(c, str) and c for c in names) or len(set(names))!=len(names) or len(names)<2:
@@ -321,7 +321,6 @@ def _info_hash(info):
     "SHA-256 of a description without its own"
     own = info | dict(sha256={k: v for k,v in info['sha256'].items() if k!='classifier.json'})
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
-
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #de9d4ed0
 def save_classifier(

@@ -62,7 +62,8 @@ _ARGS = dict(img_size=tuple, in_chans=int, patch_size=int, embed_dim=int, depth=
 _NEEDED = ('img_size', 'in_chans', 'patch_size', 'embed_dim', 'depth', 'num_heads')
 _LIMITS = dict(img_size=(1, 65535), in_chans=(1, 1024), patch_size=(1, 4096), embed_dim=(1, 65536), depth=(1, 1000), num_heads=(1, 4096),
                mlp_ratio=(1e-3, 64), reg_tokens=(0, 4096))
-_PARTS_OF = dict(depth=(0, 1000), layers=(0, 1000), scales=(1, 64), mask_ratio=(0, 1), focus=(0, 100), momentum=(0, 1), temperature=(1e-6, 1e3))
+_RANGES = dict(depth=(0, 1000), layers=(0, 1000), scales=(1, 64), mask_ratio=(0, 1), focus=(0, 100), momentum=(0, 1),
+               temperature=(1e-6, 1e3))
 _OWN = dict(format=int, version=str, arch=str|None, fixed_pos=bool, kind=str, model=dict|str, sha256=str)
 
 def _check_args(args):
@@ -76,7 +77,7 @@ def _check_sizes(v, at):
     "Raise `ValueError` naming a number at any depth that is not finite, or larger than a part of a model can be"
     if isinstance(v, (dict,list)):
         for k,o in v.items() if isinstance(v, dict) else enumerate(v): _check_sizes(o, f'{at}.{k}')
-    elif type(v) in (int,float): check_number(at, v, *_PARTS_OF.get(re.findall('[a-z_]+', at)[-1], (-65536, 65536)))
+    elif type(v) in (int,float): check_number(at, v, *_RANGES.get(re.findall('[a-z_]+', at)[-1], (-65536, 65536)))
 
 def _check_pixels(pix, args):
     "Raise `ValueError` naming a statistic of the pixels, or a size, that cannot be"
@@ -88,7 +89,6 @@ def _check_pixels(pix, args):
             raise ValueError(f'pretrained_cfg.{k}={pix[k]}: must be a list of {args["in_chans"]}, a number for each channel')
     if pix.get('input_size')!=[args['in_chans'], *args['img_size']]:
         raise ValueError(f'pretrained_cfg.input_size={pix.get("input_size")}: must be in_chans and img_size of model_args')
-
 
 # %% ../../nbs/models/27_weights.ipynb #f9515947
 def _check_config(cfg):
@@ -372,8 +372,8 @@ def _check_fits(cfg, weights, build):
                         'restore the file, or save the model again') from None
     with safe_open(weights, 'pt') as f: there = {k: f.get_slice(k).get_shape() for k in f.keys()}
     if odd := sorted(k for k in own.keys() | there.keys() if own.get(k)!=there.get(k)):
-        raise DataError(f'{weights}: {odd[0]} is {there.get(odd[0], "absent")} in the file and {own.get(odd[0], "absent")} by its configuration '
-                        f'({len(odd)} of {len(own)} tensors differ); restore the file, or save the model again')
+        raise DataError(f'{weights}: {odd[0]} is {there.get(odd[0], "absent")} in the file and {own.get(odd[0], "absent")} by its '
+                        f'configuration ({len(odd)} of {len(own)} tensors differ); restore the file, or save the model again')
 
 
 # %% ../../nbs/models/27_weights.ipynb #749fb88b
