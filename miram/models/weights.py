@@ -283,7 +283,7 @@ def _said_by(text, source):
     except ValueError as e: raise DataError(f'{source}: {e}; restore the file, or save the model again') from None
     return cfg
 
-def _described(path):
+def _saved_config(path):
     "The configuration of the weights at `path`, with their hash; `None` where there is none of miram's"
     weights,config = _files(path)
     text,beside = _header(weights).get('config'),_said_by(config.read_bytes(), config) if config.is_file() else None
@@ -297,7 +297,7 @@ def read_config(
     path:str|Path, # File `….safetensors`, or a folder, from `save_encoder`
 )->dict:           # Configuration, see `encoder_config`
     "What an encoder in a file is; raises `DataError` naming file and field when it says nothing, the impossible, or in a newer format"
-    cfg = _described(path)
+    cfg = _saved_config(path)
     if cfg is None: raise DataError(f'{_files(path)[0]}: holds weights but no miram configuration; build an encoder with create_encoder '
                                     'and use load_weights')
     cfg['miram'].pop('sha256', None)
@@ -352,7 +352,7 @@ def load_weights(
 
     Raises `ValueError` naming both sides, with `encoder` unchanged, when they do not fit; also without `strict` for a part of the
     encoder that has no place."""
-    weights,cfg = _files(path)[0],_described(path)
+    weights,cfg = _files(path)[0],_saved_config(path)
     state = read_tensors(weights, cfg)
     if isinstance(encoder, timm.models.VisionTransformer) and not strict:
         check_unused(set(state)-set(encoder.state_dict()), str(weights), cfg)
