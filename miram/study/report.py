@@ -82,7 +82,7 @@ def _task_figures(name, s, cache):
     figs = {name: plot_intervals(ci[ci.metric.isin(show)], show, reference_of(s), f'{name}: test patients, 95 % intervals by patient',
                                  s.floor_intervals())}
     for k,t in s.strata(cache.table).groupby('kind', sort=False):
-        figs[f'{name}-parts'+f'-{k}'*bool(k)] = plot_parts(t, f'{name}{f", {k}"*bool(k)}: malignant against benign (malignant of all lesions)')
+        figs['-'.join([name, 'parts', k]).strip('-')] = plot_parts(t, f'{name} {k}: malignant against benign (malignant of all lesions)')
     return figs
 
 def study_figures(
@@ -96,7 +96,8 @@ def study_figures(
     for (t,p),s in studies.items(): figs |= _task_figures(f'{t}-{p}', s, cache)
     if first.trained(): figs |= _loss_figures(first) | _reconstructions(first, cache)
     low = first.floor_intervals().query('metric=="macro_auc"').set_index('method').value.to_dict()
-    if curves is not None: figs['learning'] = plot_learning_curve(curves, reference=low or None, title='linear probe, AUC by labelled patients')
+    if curves is not None:
+        figs['learning'] = plot_learning_curve(curves, reference=low or None, title='linear probe, AUC by labelled training patients')
     if chart is not None: figs['cost'] = plot_cost(chart, title=hardware('cpu'))
     return figs
 
@@ -123,13 +124,14 @@ read the intervals, not the order.</p>
 <h2>Results on the test patients</h2>{table}
 <p>Mean over seeds with a 95 % interval from a bootstrap of patients; the difference column compares on the same patients,
 with a permutation p after Holm. Encoders are frozen; the probe is logistic regression, its penalty chosen on validation patients.</p>
-<p>Rows that say <b>floor</b> did not look for cancer: the commonest answer of the training lesions, the kind of the lesion alone where the classes
-hold it, the box alone, the texture alone, each tested on the same lesions, and an encoder that was never trained. A method is worth what it has above them.</p>
+<p>Rows that say <b>floor</b> did not look for cancer: the commonest answer of the training lesions, the kind of the lesion alone where
+the classes hold it, the box alone, the texture alone, each tested on the same lesions, and an encoder that was never trained.
+A method is worth what it has above them.</p>
 {malignancy}<h2>Data</h2>{counts}{figures}<h2>How</h2><pre>{facts}</pre>'''
 
-_MALIGNANCY = '''<p>From the same probabilities. Where classes name a kind, only its lesions are looked at, and the probability is that of the
-malignant class among the two of the kind. Sensitivity and specificity are points of the ROC curve of these test lesions.
-Parts of the test lesions with fewer than ten patients with a benign or with a malignant lesion are named in the figures and not drawn.</p>'''
+_MALIGNANCY = '''<p>From the same probabilities. Where classes name a kind, only its lesions are looked at, and the probability is
+that of the malignant class among the two of the kind. Sensitivity and specificity are points of the ROC curve of these test lesions.
+Parts of the test lesions with fewer than ten patients with a benign or with a malignant lesion are named in the figures, not drawn.</p>'''
 
 def write_report(
     path:str|Path,         # HTML file to write
@@ -177,7 +179,7 @@ def write_study(
     chart:pd.DataFrame|None=None, # From `attention_cost`
     facts:dict|None=None, # More for the page, JSON values
 )->dict:             # The tables, by task and probe
-    "Tables of every task and probe (txt, csv, md, tex) over their floors, intervals, figures, learning curves if asked for, and `report.html`"
+    "Tables of every task and probe (txt, csv, md, tex) with floors, intervals, figures, learning curves if asked for, and `report.html`"
     write_floors(plan, cache, out)
     out,tables,studies = Path(out),{},read_study(plan, out)
     for (t,p),s in studies.items():

@@ -309,7 +309,8 @@ def _parts_panel(ax, r, y, colour, title):
         if np.isnan(v.value):
             ax.text(.5, at, 'too few', color='#7b8794', fontsize=6, ha='center', va='center', bbox=dict(fc='w', ec='none', pad=.5))
             continue
-        ax.plot([v.low,v.high], [at,at], color=colour, lw=2.2, alpha=.55, solid_capstyle='butt'); ax.plot(v.value, at, 'o', ms=4, color=colour)
+        ax.plot([v.low,v.high], [at,at], color=colour, lw=2.2, alpha=.55, solid_capstyle='butt')
+        ax.plot(v.value, at, 'o', ms=4, color=colour)
     ax.axvline(.5, color='#7b8794', ls=':', lw=1, zorder=0)
     ax.set(yticks=y, yticklabels=[], ylim=(y[-1]+.7, y[0]-.7), xlim=(0, 1), title=title, xlabel='AUC')
     ax.tick_params(labelsize=7); ax.title.set_size(8); ax.xaxis.label.set_size(8); ax.grid(axis='x', alpha=.25)
