@@ -82,7 +82,7 @@ def _task_figures(name, s, cache):
     figs = {name: plot_intervals(ci[ci.metric.isin(show)], show, reference_of(s), f'{name}: test patients, 95 % intervals by patient',
                                  s.floor_intervals())}
     for k,t in s.strata(cache.table).groupby('kind', sort=False):
-        figs['-'.join([name, 'parts', k]).strip('-')] = plot_parts(t, f'{name} {k}: malignant against benign (malignant of all lesions)')
+        figs['-'.join([name, 'parts', k]).strip('-')] = plot_parts(t, ' '.join([name, k, 'malignant against benign']))
     return figs
 
 def study_figures(
@@ -131,7 +131,8 @@ A method is worth what it has above them.</p>
 
 _MALIGNANCY = '''<p>From the same probabilities. Where classes name a kind, only its lesions are looked at, and the probability is
 that of the malignant class among the two of the kind. Sensitivity and specificity are points of the ROC curve of these test lesions.
-Parts of the test lesions with fewer than ten patients with a benign or with a malignant lesion are named in the figures, not drawn.</p>'''
+Figures of parts of the test lesions tell how many of each are malignant; parts with fewer than ten patients with a benign or with a malignant lesion are named,
+not drawn.</p>'''
 
 def write_report(
     path:str|Path,         # HTML file to write
