@@ -437,14 +437,17 @@ def probe_crops(
     context:float=1.5,     # Side of a crop in longer sides of the lesion's box
     level:bool=False,      # Bring each crop to the same mean and contrast
     data_seed:int=0,       # Of the split
+    overwrite:bool=False,  # Replace crops in the results folder that were cut otherwise?
+    follow_links:bool=False, # May links among the images lead out of their folder?
 )->CropCache:
     "The crops to probe an encoder on, opened or cut; raises `DataError` for a source that cannot be used"
     if crops is not None:
         if lesions or images or cbis:
             raise DataError('--crops excludes --lesions, --images and --cbis: the cache holds its lesions already')
         return CropCache(crops)
-    table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed)
-    return build_crops(table, root, Path(out)/'crops', crop_size=2*encoder.patch_embed.img_size[0], context=context, level=level)
+    table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed, follow_links=follow_links)
+    return build_crops(table, root, Path(out)/'crops', crop_size=2*encoder.patch_embed.img_size[0], context=context, level=level,
+                       overwrite=overwrite, follow_links=follow_links)
 
 def probe_job(
     encoder:str|Path,      # File or folder for `load_encoder`

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib
 from pathlib import Path
-from tqdm.auto import tqdm
 import miram
 from ..data.crops import CropCache
 from ..data.labels import encode_labels
@@ -22,7 +21,7 @@ from ..evaluate.classifier import probe_encoder
 from ..evaluate.floors import FLOORS, floor_result
 from ..evaluate.probe import ProbeResult
 from ..files import DataError, replacing
-from ..jobs import claim
+from ..jobs import claim, progress_bar
 from ..models.weights import load_encoder, save_encoder
 from .plan import StudyPlan, check_plan, frozen_encoder, protocol
 from ..train.distributed import join_processes, together
@@ -239,7 +238,7 @@ def _as_done(jobs, executor, progress):
     "The jobs as they end, with a bar where several work at them"
     if executor is None: yield from jobs.items(); return
     names = {j: c for c,j in jobs.items()}
-    for j in tqdm(as_completed(names), 'runs', len(names), disable=not progress, unit='run'): yield names[j],j
+    for j in progress_bar(as_completed(names), 'runs', len(names), disable=not progress, unit='run'): yield names[j],j
 
 def _outcome(out, c, job):
     "What `run_one` gave; an error that ended it from outside is recorded"
