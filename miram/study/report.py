@@ -131,8 +131,8 @@ A method is worth what it has above them.</p>
 
 _MALIGNANCY = '''<p>From the same probabilities. Where classes name a kind, only its lesions are looked at, and the probability is
 that of the malignant class among the two of the kind. Sensitivity and specificity are points of the ROC curve of these test lesions.
-Figures of parts of the test lesions tell how many of each are malignant; parts with fewer than ten patients with a benign or with a malignant lesion are named,
-not drawn.</p>'''
+Figures of parts of the test lesions tell how many of each are malignant; parts with fewer than ten patients with a benign or with a
+malignant lesion are named, not drawn.</p>'''
 
 def write_report(
     path:str|Path,         # HTML file to write
