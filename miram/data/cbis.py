@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
-from pydicom.uid import BreastTomosynthesisImageStorage, SegmentationStorage
+from pydicom.uid import SegmentationStorage
 
 from ..files import DataError, _count, _inside, regular_file, safe_path
 from .archive import MARGINS, write_phantom
@@ -24,7 +24,7 @@ from .labels import with_label
 from .lesions import _read_csv, lesion_table, notes, read_lesions
 from .splits import assert_disjoint, split_patients, split_valid
 from ..jobs import map_files, progress_bar
-from .pixels import _naming, file_header, image_size, read_pixels
+from .pixels import _naming, _tomo, file_header, image_size, read_pixels
 
 # %% ../../nbs/data/36_cbis.ipynb #7f7041e2
 _series_columns = ['full_series', 'crop_series', 'mask_series']
@@ -229,7 +229,7 @@ def _by_header(root, folders, uids, taken, progress=False):
     res, passed = {}, {}
     for p,(u,what) in zip(left, map_files(_header, [(Path(root)/p,) for p in left], None if len(left) > 999 else 0, 'headers', progress)):
         if u in uids: res.setdefault(u, []).append(p)
-        elif what == BreastTomosynthesisImageStorage: passed[p] = 'tomosynthesis, a stack of slices and no mammogram'
+        elif what in _tomo: passed[p] = 'tomosynthesis, a stack of slices and no mammogram'
     return res, passed
 
 # %% ../../nbs/data/36_cbis.ipynb #489c8595
@@ -392,8 +392,6 @@ def _said(path, e):
 def _head(path, series, masks=False):
     "Size of an image of the archive, which must be a mammogram of this series; with `masks` a segmentation will do"
     what, own, *size = _tags(path, 'SOPClassUID', 'SeriesInstanceUID', 'Rows', 'Columns')
-    if what == BreastTomosynthesisImageStorage:
-        raise DataError(f'{path}: is a tomosynthesis, a stack of slices and no mammogram; leave it out')
     h = dict(series=own, size=tuple(size)) if masks and what == SegmentationStorage else file_header(path, ('MG',))
     if h.get('series', series) != series:
         raise DataError(f"{path}: its header belongs to series {h['series']}, its place to {series}; download it again")
@@ -850,8 +848,7 @@ def study_lesions(
                         '--images needs --lesions, a table that says where the lesions are')
     if lesions is None and cbis is None and phantom is None: raise DataError('no mammograms: give --lesions and --images, or --cbis')
     if lesions is not None:
-        linked = dict(follow_links=True) if follow_links else {}
-        df = with_label(read_lesions(lesions, images, **linked), label)
+        df = with_label(read_lesions(lesions, images, follow_links=follow_links), label)
         if 'test' not in set(df.split): df = split_patients(df, test=.2, valid=0, label=label, seed=seed)
         return (df if 'valid' in set(df.split) else split_valid(df, label=label, seed=seed)),Path(images)
     root = Path(cbis) if cbis is not None else write_phantom(phantom, patients=patients, seed=seed, executor=executor)

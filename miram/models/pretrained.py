@@ -12,12 +12,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .moco import MoCo
+from .weights import _saved_config, read_tensors
 from ..patches import sincos_2d
 from .vit import Encoder, layer_names, plain_vit, size_args
 from .weights import LoadReport, _build, _header, _some, check_unused
@@ -54,7 +54,7 @@ def read_state(
 
     Raises `FileNotFoundError`, and `ValueError` naming the file for damage, for a pickle with more than tensors, and for no tensors."""
     p = _weights_file(path)
-    if p.suffix=='.safetensors': _header(p); return load_file(p)
+    if p.suffix=='.safetensors': return read_tensors(p, _saved_config(p))
     if not p.is_file(): raise FileNotFoundError(f'{p}: no such file')
     ck = _unpickle(p)
     for k in ('model', 'state_dict'):
