@@ -354,7 +354,7 @@ class EfficientProbe(nn.Module):
     ):
         super().__init__()
         width = values or dim
-        if queries<1 or width%queries: raise ValueError(f'{queries} queries cannot share values of width {width}: the number must divide it')
+        if queries<1 or width%queries: raise ValueError(f'{queries} queries cannot share values of width {width}: not a divisor')
         self.norm, self.query = nn.BatchNorm1d(dim, affine=False), nn.Parameter(torch.zeros(queries, dim))
         self.value = nn.Linear(dim, values, bias=False) if values else nn.Identity()
         self.drop, self.head = nn.Dropout(dropout), nn.Linear(width, n_classes)

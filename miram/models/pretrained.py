@@ -567,6 +567,6 @@ def open_encoder(
     if 'miram' not in cfg and 'architecture' in cfg: return _timm_file(p, cfg, img_size, licence)
     if 'miram' not in cfg:
         raise DataError(f'{p}: does not say what it is, no configuration is in it or beside it; give timm:NAME with this as its weights')
-    enc = load_encoder(p)
+    enc = load_encoder(_weights_file(p))
     if img_size and enc.patch_embed.img_size!=(img_size, img_size): enc.set_input_size(img_size)
     return enc
