@@ -468,6 +468,7 @@ def grid(self:Backbone)->tuple: # Rows and columns
 # %% ../../nbs/models/28_pretrained.ipynb #8d83a5c4
 def _set_size(net, s, source):
     "Let a model of timm's take images of side `s`; raises `DataError` with the sizes nearby where its patches do not divide it"
+    if s is None: return
     p = getattr(getattr(net, 'patch_embed', None), 'patch_size', None)
     p = p[0] if isinstance(p, (tuple, list)) else p
     if p and s%p:
@@ -514,12 +515,14 @@ def timm_backbone(
     Warns of the licence (`LicenceWarning`). Raises `ValueError` for an unknown name, `DataError` for a size or a file that do not
     fit, `OSError` for weights that cannot be fetched; nothing random takes their place."""
     name = name.removeprefix('timm:'); source = f'timm:{name}'
-    if ':' not in name: _check_name(name, pretrained and weights is None)
     fetch = pretrained and weights is None
+    if ':' not in name:
+        _check_name(name, fetch)
+        with torch.device('meta'): _set_size(timm.create_model(name, num_classes=0, **kwargs), img_size, source)
     net = _fetch(name) if fetch else timm.create_model(name, num_classes=0, **kwargs)
     if weights is not None: _from_file(net, weights, source)
     c,known = resolve_model_data_config(net),net.pretrained_cfg if fetch else {}
-    size = img_size or c['input_size'][-1]; _set_size(net, size, source)
+    size = img_size or c['input_size'][-1]; _set_size(net, img_size, source)
     if fetch or weights is not None: licence = _licence(source if fetch else str(weights), dict(pretrained_cfg=known), 'timm', licence)
     said = source if fetch else f'{source}, {"random weights" if weights is None else weights}'
     return _try(Backbone(net, size, c['mean'], c['std'], c['input_size'][0], c['interpolation'], said, licence))
