@@ -28,7 +28,8 @@ from ..files import DataError, file_hash, replacing
 from ..data.pixels import read_pixels
 from .metrics import accuracy, bootstrap_ci, macro_auc
 from .finetune import finetune_probe
-from .probe import LinearFit, ProbeResult, attentive_probe, efficient_probe, knn_probe, linear_probe, probe_split, trained_probe
+from .probe import (LinearFit, ProbeResult, attentive_probe, efficient_probe, knn_probe, linear_probe, probe_split,
+                                  trained_probe)
 from .features import cached_features, frozen, low_batch
 from ..data.labels import with_label
 from ..models.pretrained import Backbone, open_encoder
