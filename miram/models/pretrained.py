@@ -518,7 +518,8 @@ def timm_backbone(
     fetch = pretrained and weights is None
     if ':' not in name:
         _check_name(name, fetch)
-        with torch.device('meta'): _set_size(timm.create_model(name, num_classes=0, **kwargs), img_size, source)
+        if img_size:
+            with torch.device('meta'): _set_size(timm.create_model(name, num_classes=0, **kwargs), img_size, source)
     net = _fetch(name) if fetch else timm.create_model(name, num_classes=0, **kwargs)
     if weights is not None: _from_file(net, weights, source)
     c,known = resolve_model_data_config(net),net.pretrained_cfg if fetch else {}
