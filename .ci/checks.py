@@ -155,6 +155,13 @@ def mutations():
     assert kept.returncode==1 and 'SURVIVED  unchanged' in kept.stdout, f'an unchanged attention must survive:\n{kept.stdout}{kept.stderr}'
     return run(sys.executable, ROOT/'.ci'/'mutate.py', env={'MIRAM_TALLY': ''}).strip().splitlines()[-1]
 
+@check
+def fuzz():
+    "Broken files, tables, settings and calls of commands are refused, or read as the reference readers read them"
+    if not hasattr(os, 'fork'): raise Skip('needs a system that can fork')
+    out = run(sys.executable, '-m', 'miram.fuzz', '--n', '300', '--seed', '20', '--workers', '2', env=dict(OMP_NUM_THREADS='1'))
+    return f'{out.splitlines()[-2].split()[-1]} inputs'
+
 @once
 def site():
     "The folder with the site's source; the site is in its `_docs`"

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLAIM', 'cores', 'bar_line', 'follow_parent', 'process_pool', 'ClaimLost', 'Claim', 'claim', 'claimed_by',
-           'map_files']
+           'progress_bar', 'map_files']
 
 # %% ../nbs/04_jobs.ipynb #0cd74220
 import json, os, secrets, signal, socket, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import starmap
 from multiprocessing import active_children, current_process, get_all_start_methods, get_context, parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 from tqdm.auto import tqdm
+from tqdm.std import tqdm as terminal_bar
 from .files import DataError
 from .memory import keep_memory
 try: import fcntl
@@ -48,7 +49,7 @@ def _start(threads, lock, lines):
     keep_memory()
     os.environ['OMP_NUM_THREADS'] = str(threads) # for torch and BLAS, if they are imported later
     if torch := sys.modules.get('torch'): torch.set_num_threads(threads)
-    tqdm.set_lock(lock)
+    terminal_bar.set_lock(lock)
     _line = getattr(current_process(), 'line', None) or lines.get()
 
 # %% ../nbs/04_jobs.ipynb #9c1f54bb
@@ -115,8 +116,8 @@ def process_pool(
     ctx,before = get_context('fork') if fresh and sys.platform=='linux' and not _gpus() else _context(),set(active_children())
     lines = ctx.SimpleQueue()
     for i in range(workers): lines.put(i+1)
-    tqdm.set_lock(ctx.RLock())
-    pool = ProcessPoolExecutor(workers, ctx, _start, (threads or max(1, cores()//workers), tqdm.get_lock(), lines))
+    terminal_bar.set_lock(lock := ctx.RLock())
+    pool = ProcessPoolExecutor(workers, ctx, _start, (threads or max(1, cores()//workers), lock, lines))
     if fresh: pool.submit(os.getpid).result()
     try: yield pool
     except BaseException:
@@ -295,7 +296,66 @@ def claimed_by(
     with _guarded(Path(folder)) as (_, now): owner,when = _look(Path(folder)/CLAIM)
     return None if owner is None or _dead(owner, now-when, stale) else _name(owner)
 
+# %% ../nbs/04_jobs.ipynb #a733a443
+class _Lines(terminal_bar):
+    "Progress as lines of text: not before `mininterval` seconds, then for each `part` of the work or after `most` seconds, and at the end"
+    part,most,told,when = .1,600.,0,None
+    def __init__(self, items=None, desc='', total=None, position=None, leave=True, **kwargs):
+        kwargs = dict(mininterval=30., unit='it') | kwargs | dict(leave=False, miniters=1, smoothing=0)
+        super().__init__(items, f'{desc}: ' if desc else '', total, **kwargs)
+        said = '{n_fmt} {unit} ({rate_fmt})'
+        if self.total: said = '{percentage:.0f} % ({n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left)'
+        self.bar_format,self.ncols,self.dynamic_ncols = '{desc}'+said+'{postfix}',None,None
+
+    def _due(self, now):
+        "Is it time for a line?"
+        since,part = now-(self.start_t if self.when is None else self.when),self.n-self.told
+        return since>=self.mininterval and (part>=self.part*(self.total or 0) or since>=self.most)
+
+    def display(self, msg=None, pos=None, last=False):
+        "Write a line if it is due"
+        if not hasattr(self, 'start_t') or self.n==self.told or msg is not None: return
+        if not (last or self._due(self._time())): return
+        self.told,self.when = self.n,self._time()
+        self.fp.write(f'{self}\n'); self.fp.flush()
+
+    def close(self):
+        if not self.disable: self.display(last=True)
+        super().close()
+
+    def clear(self, nolock=False): pass
+
+# %% ../nbs/04_jobs.ipynb #d7498500
+def _drawn(file):
+    "Where a bar can be drawn: a terminal that moves its cursor, or the output of a notebook"
+    if type(file).__module__.startswith('ipykernel'): return True
+    return file.isatty() and os.environ.get('TERM')!='dumb'
+
+def progress_bar(
+    items=None,         # What to iterate over, or nothing, for a bar that is moved on by `update`
+    desc:str='',        # Words beside it
+    total:int|None=None, # Number of items, where they do not tell
+    disable:bool=False, # Show nothing?
+    file=None,          # Where to; stderr when absent
+    **kwargs            # Passed to `tqdm`, such as `unit`
+):                      # A `tqdm`
+    "Show how far a loop is: a bar in a terminal or a notebook, a line of text now and then anywhere else"
+    file = file or sys.stderr
+    kind = tqdm if _drawn(file) else _Lines
+    return kind(items, desc, total, disable=disable, file=file, position=bar_line(), **kwargs)
+
 # %% ../nbs/04_jobs.ipynb #8bdc46be
+def _pooled(f, items, workers, desc):
+    "The results from a pool, in order; raises `DataError` where one of its processes is killed"
+    done = 0
+    with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
+        try:
+            for r in pool.map(f, *zip(*items), chunksize=4): yield r; done += 1
+        except BrokenProcessPool: raise DataError(
+            f'{desc}: one of {workers} processes was killed after {done} of {len(items)}, most likely because memory ran out; '
+            'use fewer of them (--workers), or none (--workers 0) to see at which file it happens') from None
+        except BaseException: pool.shutdown(cancel_futures=True); raise
+
 def map_files(
     f,                      # Function of one item's parts, defined in a module
     items:list,             # Tuples of arguments, one for each call
@@ -303,10 +363,10 @@ def map_files(
     desc:str='files',       # Words beside the progress bar
     progress:bool=True,     # Show a progress bar?
 ):                          # Iterator over the results, in order
-    "Call `f` for each item, in several processes, with a progress bar"
-    if workers is None: workers = min(os.cpu_count() or 1, len(items)//16)
-    bar = partial(tqdm, total=len(items), desc=desc, unit='file', disable=not progress)
-    if workers < 2: yield from bar(starmap(f, items)); return
-    with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
-        try: yield from bar(pool.map(f, *zip(*items), chunksize=4))
-        except BaseException: pool.shutdown(cancel_futures=True); raise
+    """Call `f` for each item, in several processes, with a progress bar
+
+    Raises `ValueError` for a negative number of processes, `DataError` when one of them is killed."""
+    if workers is None: workers = min(cores(), len(items)//16)
+    if workers<0: raise ValueError(f'workers={workers}: give a number of processes, or 0 for none')
+    results = _pooled(f, items, workers, desc) if workers>1 and items else starmap(f, items)
+    yield from progress_bar(results, desc, len(items), unit='file', disable=not progress)

@@ -6,10 +6,10 @@
 __all__ = ['miram_cbis_check']
 
 # %% ../../nbs/cli/81_check.ipynb #6e8851f7
-from .command import InFolder, command
+from .command import InFolder, Workers, command, whole
 
 # %% ../../nbs/cli/81_check.ipynb #ae6c064f
-_EXIT = dict(complete=0, partial=2, unfit=3)
+_EXIT = dict(complete=0, partial=2, crops=2, unfit=3)
 
 @command
 def miram_cbis_check(
@@ -17,13 +17,14 @@ def miram_cbis_check(
     html:str='cbis-check.html',   # Report with pictures; empty for none
     quick:bool=False,             # Leave out the pixels of the mammograms: no duplicates, no correlations
     partial:bool=False,           # A sound part of the archive is enough for status 0
-    pictures:int=12,              # Suspects to show
-    workers:int=None,             # Processes; 0 for none
+    pictures:whole(0)=12,         # Suspects to show
+    workers:Workers=None,         # Processes; 0 for none
+    follow_links:bool=False,      # Follow links to files and folders elsewhere
 ):
     "Is this CBIS-DDSM archive fit for use? Status 0: complete, 1: cannot be checked, 2: sound but partial, 3: unfit"
     from miram.data.cbis import check_archive, report_text
     from miram.viz.check import write_check
-    report = check_archive(root, quick, workers)
+    report = check_archive(root, quick, workers, follow_links=follow_links)
     print(report_text(report))
     if html: print(f'\nThe report with pictures is {write_check(html, report, pictures).resolve()}')
     return 0 if partial and report.status=='partial' else _EXIT[report.status]

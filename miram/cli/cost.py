@@ -6,8 +6,9 @@
 __all__ = ['attention_text', 'step_text', 'miram_cost']
 
 # %% ../../nbs/cli/86_cost.ipynb #ec11f673
+from argparse import ArgumentTypeError
 from pathlib import Path
-from .command import command, one_of
+from .command import Count, command, one_of
 
 # %% ../../nbs/cli/86_cost.ipynb #9c5fe1c4
 def attention_text(
@@ -28,26 +29,26 @@ def step_text(
     with pd.option_context('display.width', 250): return f'{df.attrs["hardware"]}\n\n{df.round(3).to_string(na_rep="")}\n\n{secs}'
 
 # %% ../../nbs/cli/86_cost.ipynb #e0c37174
-_what = one_of('attention', 'step')
+_what,_device = one_of('attention', 'step'),one_of('cpu', 'cuda')
 
 @command
 def miram_cost(
     what:_what,             # What to measure: attention or step
     out:str='miram-cost',   # Results folder
     tokens:str='196,400,784,1024,3136,4096,16384', # attention: numbers of tokens, separated by commas
-    dim:int=512,            # Token width, of the decoders for step
-    heads:int=16,           # Heads, of the decoders for step
-    landmarks:int=64,       # attention: landmarks, or as many features or averages
-    rounds:int=5,           # Times that each has its turn
-    device:str='cpu',       # attention: cpu or cuda
-    threads:int=None,       # CPU threads; torch's choice without it
+    dim:Count=512,          # Token width, of the decoders for step
+    heads:Count=16,         # Heads, of the decoders for step
+    landmarks:Count=64,     # attention: landmarks, or as many features or averages
+    rounds:Count=5,         # Times that each has its turn
+    device:_device='cpu',   # attention: cpu or cuda
+    threads:Count=None,     # CPU threads; torch's choice without it
     arch:str='vit_base',    # step: encoder size
-    depth:int=8,            # step: decoder blocks
-    batch:int=4,            # step: images at 224 pixels
+    depth:Count=8,          # step: decoder blocks
+    batch:Count=4,          # step: images at 224 pixels
 ):
     "Measure what the attentions cost in time and memory beside the public packages, or whole training steps beside their rivals"
-    try: lengths = [int(t) for t in tokens.split(',')]
-    except ValueError: raise ValueError(f'--tokens {tokens!r}: give whole numbers, separated by commas') from None
+    try: lengths = [Count(t) for t in tokens.split(',')]
+    except ArgumentTypeError: raise ValueError(f'--tokens {tokens!r}: give whole numbers from 1, separated by commas') from None
     import torch
     from miram.cost.attention import cost_of_attention
     from miram.cost.step import cost_of_step

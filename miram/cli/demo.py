@@ -7,7 +7,7 @@ __all__ = ['miram_demo']
 
 # %% ../../nbs/cli/80_demo.ipynb #cbdc085c
 from pathlib import Path
-from .command import InFile, InFolder, command
+from .command import Context, Count, InFile, InFolder, Seed, Workers, command
 
 # %% ../../nbs/cli/80_demo.ipynb #66d0bba4
 @command
@@ -15,14 +15,16 @@ def miram_demo(
     out:str='miram-demo',   # Results folder; an interrupted run continues there
     lesions:InFile=None,    # Lesion table (csv: image, patient_id, x, y, w, h, pathology, …); a phantom is made without it
     images:InFolder=None,   # Folder that the table's column `image` starts from
-    patients:int=400,       # Patients of the phantom
-    seeds:int=1,            # Runs of every method
-    epochs:int=None,        # Passes over the training crops; the plan's without it
+    patients:Count=400,     # Patients of the phantom
+    seeds:Count=1,          # Runs of every method
+    epochs:Count=None,      # Passes over the training crops; the plan's without it
     label:str=None,         # Column to probe: pathology4 on the phantom, pathology on other data
     methods:str=None,       # Comma-separated: random, mae, moco, mae-cross, miram-cross, miram- and an attention such as miram-nystrom
-    context:float=1.5,      # Side of a crop in longer sides of the lesion's box
-    data_seed:int=0,        # Seed of the phantom and of the split
-    workers:int=None,       # Processes that share the runs; 0 for none, by the cores without it
+    context:Context=1.5,    # Side of a crop in longer sides of the lesion's box
+    data_seed:Seed=0,       # Seed of the phantom and of the split
+    workers:Workers=None,   # Processes that share the runs; 0 for none, by the cores without it
+    overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise
+    follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Pretrain and compare masked autoencoders on lesions, and write a report"
     from functools import partial
@@ -35,5 +37,6 @@ def miram_demo(
                  methods=methods and tuple(methods.split(',')), recipe=epochs and dict(epochs=epochs))
     plan = load_plan('demo', **{k: v for k,v in given.items() if v is not None})
     with process_pool(study_workers(plan) if workers is None else workers, fresh=True) as pool:
-        study_job(plan, out, lesions, images, None, patients, data_seed, pool, chart=True, say=partial(print, flush=True))
+        study_job(plan, out, lesions, images, None, patients, data_seed, pool, chart=True, say=partial(print, flush=True),
+                  overwrite=overwrite, follow_links=follow_links)
     print(f'\n{(Path(out)/"table.txt").read_text()}\nThe report is {Path(out).resolve()/"report.html"}')

@@ -7,7 +7,7 @@ __all__ = ['miram_pretrain']
 
 # %% ../../nbs/cli/82_pretrain.ipynb #a4610935
 from pathlib import Path
-from .command import InFile, InFolder, NameOrFile, command, settings
+from .command import Context, Count, InFile, InFolder, NameOrFile, Seed, Workers, command, number, settings, whole
 
 # %% ../../nbs/cli/82_pretrain.ipynb #8157a11e
 def _labelled(lesions, label):
@@ -17,15 +17,16 @@ def _labelled(lesions, label):
     col = 'pathology' if label=='pathology4' and label not in t else label
     return col in t and t[col].notna().any()
 
-def _make_crops(recipe, out, lesions, images, patients, context, label, seed):
-    "Build the crops of a pretraining; their folder"
+def _make_crops(recipe, out, lesions, images, patients, context, label, seed, **how):
+    "Build the crops of a pretraining; their folder. `how` holds `overwrite` and `follow_links`"
     from miram.data.cbis import study_lesions
     from miram.data.crops import build_crops, build_pretrain_crops
     size = 2*recipe.img_size
     if images and not (lesions and _labelled(lesions, label)):
-        return build_pretrain_crops(images, out/'crops', lesions, size, seed=seed, context=context).path
-    table,root = study_lesions(lesions, images, phantom=out/'phantom', patients=patients, label=label, seed=seed)
-    return build_crops(table, root, out/'crops', crop_size=size, context=context).path
+        return build_pretrain_crops(images, out/'crops', lesions, size, seed=seed, context=context, **how).path
+    table,root = study_lesions(lesions, images, phantom=out/'phantom', patients=patients, label=label, seed=seed,
+                               follow_links=how.get('follow_links', False))
+    return build_crops(table, root, out/'crops', crop_size=size, context=context, **how).path
 
 # %% ../../nbs/cli/82_pretrain.ipynb #86e93c93
 _fields = settings('Fields of the recipe, such as lr=1e-3 augment.vflip=0 attention=performer; any number of them')
@@ -38,20 +39,22 @@ def miram_pretrain(
     crops:InFolder=None,   # Folder of a crop cache; built without it
     lesions:InFile=None,   # Lesion table (csv)
     images:InFolder=None,  # Folder that the table's column `image` starts from; without a table all images in it, cut into tiles
-    patients:int=200,      # Patients of the phantom, which is made where there are neither crops nor images
-    context:float=1.5,     # Side of a crop in longer sides of the lesion's box
+    patients:Count=200,    # Patients of the phantom, which is made where there are neither crops nor images
+    context:Context=1.5,   # Side of a crop in longer sides of the lesion's box
     label:str='pathology', # Column for the split and for the probe on validation patients, where there is one
-    data_seed:int=0,       # Seed of the phantom and of the split
+    data_seed:Seed=0,      # Seed of the phantom and of the split
     method:str=None,       # mae, miram or moco, over the recipe's
-    epochs:int=None,       # Passes over the crops, over the recipe's
-    batch_size:int=None,   # Crops in a step over all processes, over the recipe's
-    lr:float=None,         # Learning rate for a batch of 256, over the recipe's
+    epochs:Count=None,     # Passes over the crops, over the recipe's
+    batch_size:Count=None, # Crops in a step over all processes, over the recipe's
+    lr:number(0)=None,     # Learning rate for a batch of 256, over the recipe's
     init:str=None,         # Where the encoder starts: a timm name, a file or a folder, over the recipe's
-    seed:int=None,         # Seed, over the recipe's
-    workers:int=0,         # Processes that read
-    every:int=500,         # Steps between checkpoints
-    pictures:int=5,        # Epochs between pictures, 0 for none
+    seed:Seed=None,        # Seed, over the recipe's
+    workers:Workers=0,     # Processes that read
+    every:Count=500,       # Steps between checkpoints
+    pictures:whole(0)=5,   # Epochs between pictures, 0 for none
     denorm:str='target',   # Brightness and contrast of the pictures: target, visible or none
+    overwrite:bool=False,  # Replace crops in the results folder that were cut otherwise
+    follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Pretrain one model by a recipe, in a folder that can be left and come back to"
     from fastai.torch_core import rank_distrib
@@ -64,7 +67,8 @@ def miram_pretrain(
     flags = dict(method=method, epochs=epochs, batch_size=batch_size, lr=lr, init=init, seed=seed)
     r = get_recipe(recipe, **parse_settings(set or ()) | {k: v for k,v in flags.items() if v is not None})
     join_processes()
-    path = crops or together(lambda: _make_crops(r, Path(out), lesions, images, patients, context, label, data_seed))
+    path = crops or together(lambda: _make_crops(r, Path(out), lesions, images, patients, context, label, data_seed,
+                                                 overwrite=overwrite, follow_links=follow_links))
     learn = run_pretraining(r, CropCache(path), Path(out)/'run', label=label, workers=workers, every=every, pictures=pictures,
                             denorm=denorm)
     if rank_distrib()==0: print(f'epochs {r.epochs}, steps {learn.train_iter}, skipped {learn.skip_bad.bad}; the encoder is '

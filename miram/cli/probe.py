@@ -7,7 +7,7 @@ __all__ = ['InEncoder', 'miram_probe']
 
 # %% ../../nbs/cli/83_probe.ipynb #75e6efb8
 from pathlib import Path
-from .command import InFile, InFolder, InPath, command, one_of
+from .command import Context, Count, InFile, InFolder, InPath, Seed, command, one_of
 
 # %% ../../nbs/cli/83_probe.ipynb #de9f926a
 _probe = one_of('linear', 'trained', 'knn', 'attentive', 'efficient', 'finetune')
@@ -28,20 +28,23 @@ def miram_probe(
     crops:InFolder=None,    # Or a crop cache, such as the folder crops of a study
     label:str='pathology',  # Column to probe
     probe:_probe='linear',  # linear, trained, knn, attentive, efficient or finetune
-    epochs:int=None,        # Passes of trained, attentive, efficient and finetune; their own without it
-    img_size:int=None,      # Side of the encoder's images in pixels; its own without it
+    epochs:Count=None,      # Passes of trained, attentive, efficient and finetune; their own without it
+    img_size:Count=None,    # Side of the encoder's images in pixels; its own without it
     weights:InFile=None,    # File with the weights of timm:NAME, for a machine without a network
     finetune:_tuned='ours', # Settings of finetune: ours, or those of the authors
-    context:float=1.5,      # Side of a crop in longer sides of the lesion's box
+    context:Context=1.5,    # Side of a crop in longer sides of the lesion's box
     level:bool=False,       # Bring each crop to the same mean and contrast, as the demo does
-    data_seed:int=0,        # Seed of the split
-    seed:int=0,             # Seed of what the probe draws
-    n_boot:int=2000,        # Resamples of the intervals
+    data_seed:Seed=0,       # Seed of the split
+    seed:Seed=0,            # Seed of what the probe draws
+    n_boot:Count=2000,      # Resamples of the intervals
+    overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise
+    follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Probe an encoder on labelled lesions: metrics with intervals by patient, predictions, and a classifier for miram_predict"
     from miram.evaluate.classifier import probe_job
     from miram.memory import keep_memory
     keep_memory()
     got = probe_job(encoder, out, label, probe, epochs, seed, n_boot, finetune, img_size, weights, lesions=lesions, images=images,
-                    cbis=cbis, crops=crops, context=context, level=level, data_seed=data_seed)
+                    cbis=cbis, crops=crops, context=context, level=level, data_seed=data_seed, overwrite=overwrite,
+                    follow_links=follow_links)
     print(f'{got.text(label, probe)}\n{Path(out).resolve()/"metrics.csv"}')

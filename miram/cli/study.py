@@ -7,7 +7,7 @@ __all__ = ['miram_study']
 
 # %% ../../nbs/cli/84_study.ipynb #8ea1482b
 from pathlib import Path
-from .command import InFile, InFolder, NameOrFile, command, settings
+from .command import Count, InFile, InFolder, NameOrFile, Seed, Workers, command, settings
 from ..files import DataError
 
 # %% ../../nbs/cli/84_study.ipynb #b3104d13
@@ -20,18 +20,20 @@ def miram_study(
     lesions:InFile=None,    # Lesion table (csv: image, patient_id, x, y, w, h, pathology, …)
     images:InFolder=None,   # Folder that the table's column `image` starts from
     cbis:InFolder=None,     # Or a CBIS-DDSM folder, with its official test set
-    patients:int=400,       # Or, for demo, patients of the phantom
+    patients:Count=400,     # Or, for demo, patients of the phantom
     set:_fields=None,
-    seeds:int=None,         # Runs of every method; the plan's without it
-    epochs:int=None,        # Passes over the training crops; the plan's without it
+    seeds:Count=None,       # Runs of every method; the plan's without it
+    epochs:Count=None,      # Passes over the training crops; the plan's without it
     methods:str=None,       # Comma-separated, such as random,mae,moco,miram-nystrom,miram-cross
     tasks:str=None,         # Comma-separated columns to probe beside the plan's label
     probes:str=None,        # Comma-separated: linear, trained, knn, attentive, finetune
-    workers:int=0,          # Processes that share the runs
+    workers:Workers=0,      # Processes that share the runs
     dask:str=None,          # Or the address of a Dask scheduler
-    data_seed:int=0,        # Seed of the phantom and of the split
+    data_seed:Seed=0,       # Seed of the phantom and of the split
     curves:bool=False,      # Learning curves: the linear probe with fewer labelled patients
     dry:bool=False,         # Only say what it will cost
+    overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise
+    follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Compare methods of pretraining under one protocol, with intervals, tests and costs"
     from contextlib import ExitStack
@@ -49,6 +51,6 @@ def miram_study(
     p = load_plan(plan, **given)
     with ExitStack() as stack:
         tables = study_job(p, out, lesions, images, cbis, patients, data_seed, study_executor(stack, workers, dask), curves, dry=dry,
-                           say=partial(print, flush=True))
+                           say=partial(print, flush=True), overwrite=overwrite, follow_links=follow_links)
     for (t,k),tab in (tables or {}).items(): print(f'\n{t}, {k} probe\n{tab.to_string(na_rep="")}')
     if tables: print(f'\nThe report is {Path(out).resolve()/"report.html"}')

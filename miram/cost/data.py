@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['make_film', 'make_archive', 'plain_loop', 'apart', 'build_cost', 'noise_cache', 'epoch_rate', 'WaitTimer',
-           'wait_share']
+           'wait_share', 'open_cost']
 
 # %% ../../nbs/cost/72_data.ipynb #8f21bf9a
-import json, os, resource, tempfile, time
+import os, resource, tempfile, time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from pydicom import dcmread
 from ..data.loaders import pretrain_dls
-from ..data.crops import CropCache, build_crops, cut, square_box, stretch
+from ..data.crops import CropCache, _hashes, _write_manifest, build_crops, cut, square_box, stretch
 from ..data.lesions import lesion_table
 from ..data.pixels import compress_dicom, write_dicom
 from ..models.miram import create_miram
@@ -132,7 +132,7 @@ def noise_cache(
     lesion_table(pd.DataFrame(dict(image=[f'{i}.png' for i in range(n)], patient_id=[f'P{i}' for i in range(n)], x=0, y=0,
                                    w=crop_size, h=crop_size,
                                    split=['valid' if i % 16 == 15 else 'train' for i in range(n)]))).to_csv(folder/'table.csv', index=False)
-    (folder/'manifest.json').write_text(json.dumps(dict(n=n, mean=.5, std=.289, rejects=[], settings=dict(crop_size=crop_size))))
+    _write_manifest(folder, settings=dict(crop_size=crop_size), table='', sources='', n=n, mean=.5, std=.289, rejects=[])
     return CropCache(folder)
 
 # %% ../../nbs/cost/72_data.ipynb #4f7c4724
@@ -182,3 +182,15 @@ def wait_share(
     learn = pretrain_learner(pretrain_dls(cache, batch_size=batch_size, device='cpu'), model, cbs=[timer])
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     return timer.share, float(np.mean(timer.steps[2:]))
+
+# %% ../../nbs/cost/72_data.ipynb #8b4a21bd
+def open_cost(
+    path:str|Path, # Folder of a cache
+)->tuple:          # Seconds a GB for the first opening in a process, and seconds for the second
+    "What the first and the second look at a cache cost"
+    def opened():
+        start = time.perf_counter()
+        return CropCache(path), time.perf_counter() - start
+    _hashes.clear()
+    (cache, first), (_, second) = opened(), opened()
+    return first/(cache.crops.nbytes/1e9), second

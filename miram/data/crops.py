@@ -7,25 +7,26 @@ __all__ = ['square_box', 'cut', 'stretch', 'level_crop', 'breast_mask', 'breast_
            'show_crops', 'build_tiles', 'film_table', 'build_pretrain_crops']
 
 # %% ../../nbs/data/37_crops.ipynb #8a099dcc
-import hashlib, json, os, re, shutil, threading, uuid, warnings, zipfile, zlib
+import hashlib, json, os, re, shutil, stat, threading, uuid, warnings, zipfile, zlib
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import cached_property, partial
-from math import ceil, floor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from math import ceil, floor, isfinite
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from PIL import Image
 from pydicom import dcmread
 from scipy import ndimage
-from tqdm import tqdm
 
+from .. import __version__
+from .cbis import mask_box, read_mask
 from .labels import GRADES, LABELS
 from .lesions import lesion_table, read_lesions
-from ..files import DataError, file_hash, replacing, safe_path
-from .pixels import Film, _is_dicom
+from ..files import DataError, _count, file_hash, regular_file, replacing, safe_path
+from .pixels import Film, _is_dicom, pixel_spacing
 from .splits import split_valid
-from ..jobs import follow_parent
+from ..jobs import follow_parent, progress_bar
 
 try: import fcntl
 except ImportError: fcntl = None
@@ -43,6 +44,27 @@ def square_box(
     return x + (w - side)/2, y + (h - side)/2, side
 
 # %% ../../nbs/data/37_crops.ipynb #a3a27274
+def _check_window(shape, left, top, w, h):
+    "Raise when a window does not meet its image, or is so much larger that it would show next to nothing of it"
+    (H, W), box, do = shape, f'the square at x={left:g} y={top:g} of side {w:g}', 'correct x, y, w, h or the context'
+    if not (isfinite(left) and isfinite(top) and isfinite(w) and isfinite(h) and min(w, h) > 0):
+        raise DataError(f'{box} has no extent; {do}')
+    if left >= W or top >= H or left + w <= 0 or top + h <= 0: raise DataError(f'{box} is outside its image of {W}×{H} pixels; {do}')
+    if max(w, h) > 8*max(H, W) or w*h > max(2**26, 4*H*W): raise DataError(f'{box} is far larger than its image of {W}×{H} pixels; {do}')
+
+def _resample(px, left, top, w, h, size, how=Image.Resampling.BICUBIC):
+    "A window of an image, zero where it leaves it, as `(size,size)` float32"
+    (H, W), l, t = px.shape, floor(left), floor(top)
+    _check_window(px.shape, left, top, w, h)
+    r, b = max(ceil(left + w), l + 1), max(ceil(top + h), t + 1)
+    win = np.zeros((b - t, r - l), np.float32)
+    y0, y1, x0, x1 = max(t, 0), min(b, H), max(l, 0), min(r, W)
+    win[y0-t:y1-t, x0-l:x1-l] = px[y0:y1, x0:x1]
+    box = (left - l, top - t, min(left - l + w, r - l), min(top - t + h, b - t))
+    return np.asarray(Image.fromarray(win).resize((size, size), how, box=box))
+
+
+# %% ../../nbs/data/37_crops.ipynb #f6c29467
 def cut(
     px:np.ndarray, # `(H,W)`, uint16
     left:float,    # Left edge of the square in pixels; may be outside
@@ -52,17 +74,10 @@ def cut(
 )->np.ndarray:     # `(size,size)`, uint16
     """Cut a square out of an image, zero where it leaves it, and resize it
 
-    Raises `DataError` when square and image do not meet."""
-    (H, W), l, t = px.shape, floor(left), floor(top)
-    r, b = max(ceil(left + side), l + 1), max(ceil(top + side), t + 1)
-    if l >= W or t >= H or r <= 0 or b <= 0:
-        raise DataError(f'the square at x={left:g} y={top:g} of side {side:g} is outside its image of {W}×{H} pixels')
-    win = np.zeros((b - t, r - l), np.float32)
-    y0, y1, x0, x1 = max(t, 0), min(b, H), max(l, 0), min(r, W)
-    win[y0-t:y1-t, x0-l:x1-l] = px[y0:y1, x0:x1]
-    box = (left - l, top - t, min(left - l + side, r - l), min(top - t + side, b - t))
-    out = Image.fromarray(win).resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.rint(np.asarray(out)).clip(0, 65535).astype(np.uint16)
+    Raises `DataError` when square and image do not meet, and for a square that is far larger than its image."""
+    return _to_grey(_resample(px, left, top, side, side, size))
+
+def _to_grey(v): return np.rint(v).clip(0, 65535).astype(np.uint16)
 
 # %% ../../nbs/data/37_crops.ipynb #ceefe732
 def _levels(px, window):
@@ -130,29 +145,67 @@ class _Seen:
 
 def _open(path, window):
     "A film with its intensities as `window` wants them"
-    px = Film(path, voi=window == 'voi')
+    px = Film(regular_file(path), voi=window == 'voi')
     if window in (None, 'voi'): return px
     lo, hi = _levels(px, window)
     return _Seen(px, partial(_spread, lo=lo, hi=hi))
 
 # %% ../../nbs/data/37_crops.ipynb #2b49f301
-def _cut_image(path, job, crop_size, window, side, level=False):
-    "For each `(row, square, delivered)` of the job on an image a record with its crop, or with the reason why there is none"
+def _why(path, e):
+    "Why a film has no crop, in a sentence that names it"
+    if isinstance(e, MemoryError): return f'{path}: is too large for the memory of a worker; use fewer workers, or leave it out'
+    return str(e) if str(path) in str(e) else f'{path}: {e}'
+
+def _cut_one(path, px, job, crop_size, turn, level, mm):
+    "The record of a lesion: its crop, and its mask if one is named, or the reason why there is none; `turn` is `None` for no side"
+    i, (left, top, side), delivered, *mask = job
+    step = -1 if turn and not delivered else 1
+    try:
+        where = _mm_window(path, left, top, side, mm) if mm else (left, top, side, side)
+        crop = _to_grey(_resample(px, *where, crop_size))[:,::step]
+        more = dict(mask=_cut_mask(mask[0], px.shape, where, crop_size, path)[:,::step]) if mask else {}
+    except (DataError, MemoryError) as e: return dict(row=i, reason=_why(mask[0] if mask and str(mask[0]) in str(e) else path, e))
+    if turn is not None: more['flipped'] = step < 0
+    return dict(row=i, crop=level_crop(crop) if level else crop, **more)
+
+# %% ../../nbs/data/37_crops.ipynb #f0b268a5
+def _cut_image(path, job, crop_size, window, side, level=False, mm=None):
+    "For each `(row, square, delivered[, mask])` of the job on an image a record with its crop, or with the reason why there is none"
     try:
         px = _open(path, window)
-        turn = bool(side and not all(d for *_,d in job)) and breast_side(px) != side
-    except DataError as e: return [dict(row=i, reason=str(e)) for i,*_ in job]
-    res = []
-    for i,sq,delivered in job:
-        flip = turn and not delivered
-        try: crop = cut(px, *sq, crop_size)[:,::-1 if flip else 1]
-        except DataError as e:
-            res.append(dict(row=i, reason=str(e) if str(path) in str(e) else f'{path}: {e}; correct x, y, w, h'))
-            continue
-        res.append(dict(row=i, crop=level_crop(crop) if level else crop, **dict(flipped=flip) if side else {}))
-    return res
+        turn = (not all(j[2] for j in job) and breast_side(px) != side) if side else None
+        return [_cut_one(path, px, j, crop_size, turn, level, mm) for j in job]
+    except (DataError, MemoryError) as e: return [dict(row=j[0], reason=_why(path, e)) for j in job]
+
+# %% ../../nbs/data/37_crops.ipynb #f72f5fdd
+def _mm_window(path, left, top, side, mm):
+    "A square of `mm` millimetres about the middle of a box whose longer side is `side` pixels: left, top, width and height in pixels"
+    if (spacing := pixel_spacing(path)) is None:
+        raise DataError(f'{path}: does not say how large its pixels are, so nothing of {mm:g} mm can be cut; use context, or leave it out')
+    w, h = mm/spacing[1], mm/spacing[0]
+    if side > min(w, h): warnings.warn(f'{path}: the longer side of a box is {side*max(spacing):.1f} mm, and cut off at {mm:g} mm')
+    return left + (side - w)/2, top + (side - h)/2, w, h
+
+# %% ../../nbs/data/37_crops.ipynb #a8dc8d4c
+def _film_mask(path, film, shape):
+    "The mask of a film of `shape`, true inside; raises `DataError` for what is none, is empty, or does not have the aspect of its film"
+    m = read_mask(regular_file(path), film)
+    try: mask_box(m, shape)
+    except DataError as e: raise DataError(f'{path}: {e}; correct the column mask') from None
+    return m
+
+def _cut_mask(path, shape, where, size, film=None):
+    "The part of a mask in a window of its film, as `(size,size)` uint8 of zeros and ones"
+    if path is None: raise DataError('a lesion on it has no mask; fill in its column mask, or build without masks')
+    m = _film_mask(path, film, shape)
+    (left, top, w, h), fy, fx = where, m.shape[0]/shape[0], m.shape[1]/shape[1]
+    part = _resample(m, left*fx, top*fy, w*fx, h*fy, size, Image.Resampling.BOX) >= .5
+    if not part.any(): raise DataError(f'{path}: the mask shows nothing where the lesion is cut; correct the column mask, or the box')
+    return part.astype(np.uint8)
 
 # %% ../../nbs/data/37_crops.ipynb #56ee9243
+FORMAT = 2
+
 def _sha(o): return hashlib.sha256(o.encode()).hexdigest()[:32]
 
 # %% ../../nbs/data/37_crops.ipynb #992c0b71
@@ -163,13 +216,85 @@ def _stamp(path):
     return s.st_size, s.st_mtime_ns
 
 # %% ../../nbs/data/37_crops.ipynb #5946a26a
-def _origin(df, images, **settings):
-    "What identifies a cache: settings, hash of the table, hash of the images' stamps"
-    stamps = [(p, _stamp(safe_path(images, p))) for p in df.image[df.split != 'excluded'].unique()]
-    return dict(settings=settings, table=_sha(df.to_csv(index=False)), sources=_sha(json.dumps(stamps)))
+def _named(df, images, follow_links, masks=False):
+    "The files that the rows of `df` name and that are to be read, as pairs of name and path"
+    use = df[df.split != 'excluded']
+    names = dict.fromkeys([*use.image, *(use['mask'] if masks else [])])
+    return [(p, safe_path(images, p, follow_links)) for p in names if isinstance(p, str) and p]
+
+def _origin(df, images, follow_links=False, masks=False, **settings):
+    "What identifies a cache: settings, hash of the table, hash of the stamps of the files it names, and whether masks are kept"
+    stamps = [(p, _stamp(f)) for p,f in _named(df, images, follow_links, masks)]
+    return dict(settings=settings, table=_sha(df.to_csv(index=False)), sources=_sha(json.dumps(stamps)), masks=bool(masks))
 
 # %% ../../nbs/data/37_crops.ipynb #4289b618
+_hashes = {}
+
+def _file_sha(path):
+    "Hash of a file, read once in a process as long as nothing about the file changes"
+    s = os.stat(regular_file(path))
+    key = s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+    if key not in _hashes: _hashes[key] = file_hash(path)
+    return _hashes[key]
+
+# %% ../../nbs/data/37_crops.ipynb #eea6737e
+_facts = {'settings', 'table', 'sources', 'n', 'mean', 'std', 'rejects'}
+
+def _seal(m): return _sha(json.dumps({k: v for k,v in m.items() if k != 'seal'}, sort_keys=True))
+
+def _find_manifest(folder):
+    "The manifest of a cache of whatever form and state; raises `DataError` for a folder without one"
+    path = Path(folder)/'manifest.json'
+    try: m = json.loads(regular_file(path).read_text())
+    except (OSError, ValueError, RecursionError) as e:
+        why = e if isinstance(e, DataError) else f'{path}: cannot be read ({e})'
+        raise DataError(f'{folder}: is no crop cache ({why}); build one with build_crops') from None
+    if not isinstance(m, dict) or not _facts <= m.keys():
+        raise DataError(f'{folder}: is no crop cache (manifest.json is not one of a crop cache); build one with build_crops')
+    return m
+
+def _read_manifest(folder):
+    "The manifest of a cache, which is as it was written and of this form; raises `DataError`"
+    m, again = _find_manifest(folder), 'build it anew with overwrite=True (--overwrite)'
+    if (f := m.get('format', 1)) != FORMAT:
+        raise DataError(f'{folder}: was written in form {f!r} by another version of miram, this one reads form {FORMAT}; {again}')
+    if m.get('seal') != _seal(m): raise DataError(f'{folder}: manifest.json is not as it was written; {again}')
+    return m
+
+# %% ../../nbs/data/37_crops.ipynb #baee0d76
+_arrays = dict(crops='<u2', masks='u1')
+
+def _write_manifest(folder, **facts):
+    "Write the manifest of the array, masks and table in `folder`, with the hashes of these files and a seal"
+    files = {f: _file_sha(folder/f) for f in ('crops.npy', 'masks.npy', 'table.csv') if (folder/f).exists()}
+    m = dict(format=FORMAT, miram=__version__, **facts, files=files)
+    with replacing(folder/'manifest.json') as f: f.write_text(json.dumps(m | dict(seal=_seal(m)), indent=1))
+
+def _check_file(folder, m, name):
+    "The path of a file of a cache, whose hash is that of the manifest; raises `DataError`"
+    if _file_sha(f := Path(folder)/name) != m['files'].get(name):
+        raise DataError(f'{f}: is not as it was written (its hash is not that in manifest.json); get the cache again, or build it anew '
+                        'with overwrite=True (--overwrite)')
+    return f
+
+def _map_array(folder, m, what, verify):
+    "An array of a cache, memory-mapped, with the type and shape that it must have; raises `DataError`"
+    f, shape = Path(folder)/f'{what}.npy', (m['n'], *[m['settings']['crop_size']]*2)
+    if verify: _check_file(folder, m, f.name)
+    a = np.lib.format.open_memmap(regular_file(f), mode='r')
+    if a.dtype != _arrays[what] or a.shape != shape or not a.flags.c_contiguous:
+        raise DataError(f'{f}: holds {a.dtype} of shape {a.shape}, row by row {a.flags.c_contiguous}; '
+                        f'{np.dtype(_arrays[what])} of shape {shape} is needed')
+    return a
+
+# %% ../../nbs/data/37_crops.ipynb #65fbe26e
 _types = dict(flipped=lambda c: c == 'True', breast=pd.to_numeric)
+
+def _read_table(folder, m):
+    "The table of a cache"
+    f = _check_file(folder, m, 'table.csv')
+    text = pd.read_csv(f, dtype=str, keep_default_na=False)
+    return lesion_table(text.assign(**{c: g(text[c]) for c,g in _types.items() if c in text}), str(f))
 
 # %% ../../nbs/data/37_crops.ipynb #a2360544
 def _identity(parts, cache):
@@ -178,34 +303,42 @@ def _identity(parts, cache):
 
 # %% ../../nbs/data/37_crops.ipynb #757da8e1
 class CropCache:
-    "Crops of lesions (`.crops`, memory-mapped uint16 `(N,S,S)`) with their `.table` and `.manifest`"
+    "Crops of lesions (`.crops`, memory-mapped uint16 `(N,S,S)`) with their `.table`, `.manifest` and, where kept, `.masks` (uint8)"
     def __init__(self,
-        path:str|Path, # Folder written by `build_crops`
+        path:str|Path,    # Folder written by `build_crops`
+        verify:bool=True, # Hold the arrays against their hashes? Some seconds a GB, once in a process
     ):
-        self.path = Path(path)
+        self.path, self.masks = Path(path), None
+        m = self.manifest = _read_manifest(path)
         try:
-            self.manifest = json.loads((self.path/'manifest.json').read_text())
-            text = pd.read_csv(self.path/'table.csv', dtype=str, keep_default_na=False)
-            self.crops = np.load(self.path/'crops.npy', mmap_mode='r')
-        except (OSError, ValueError, EOFError) as e:
+            self.crops = _map_array(path, m, 'crops', verify)
+            if 'masks.npy' in m['files']: self.masks = _map_array(path, m, 'masks', verify)
+            self.table = _read_table(path, m)
+        except DataError: raise
+        except (OSError, ValueError, EOFError, TypeError, KeyError, AttributeError) as e:
             raise DataError(f'{path}: is no crop cache ({e}); build one with build_crops') from None
-        self.table = lesion_table(text.assign(**{c: f(text[c]) for c,f in _types.items() if c in text}), f'{path}/table.csv')
-        if not len(self.table) == len(self.crops) == self.manifest.get('n'):
-            raise DataError(f"{path}: {len(self.table)} rows, {len(self.crops)} crops, {self.manifest.get('n')} in the manifest; "
-                            'delete the folder and build it again')
-    crop_size = property(lambda self: self.crops.shape[1], doc='Side of the crops in pixels')
-    mean = property(lambda self: self.manifest['mean'], doc='Mean pixel of the training crops, on the scale 0 to 1')
-    std = property(lambda self: self.manifest['std'], doc='Standard deviation of these pixels')
-    hash = cached_property(lambda self: _identity([file_hash(self.path/f) for f in ('crops.npy', 'table.csv')], self))
-    @property
-    def rejects(self):
-        "Lesions without a crop, with their reasons"
-        return pd.DataFrame(self.manifest['rejects'], columns=['lesion_id', 'image', 'reason'])
+        if len(self.table) != len(self.crops):
+            raise DataError(f'{path}: {len(self.table)} rows and {len(self.crops)} crops; build it anew with overwrite=True (--overwrite)')
     def __len__(self): return len(self.table)
     def __repr__(self):
         s = self.crop_size
         return f'CropCache({str(self.path)!r}): {len(self)} crops of {s}×{s}, {len(self.rejects)} rejected'
-    def __reduce__(self): return CropCache, (self.path,)
+    def __reduce__(self): return _reopened, (self.path, self.manifest['seal'])
+
+# %% ../../nbs/data/37_crops.ipynb #f2300c1a
+CropCache.crop_size = property(lambda self: self.crops.shape[1], doc='Side of the crops in pixels')
+CropCache.mean = property(lambda self: self.manifest['mean'], doc='Mean pixel of the training crops, on the scale 0 to 1')
+CropCache.std = property(lambda self: self.manifest['std'], doc='Standard deviation of these pixels')
+CropCache.hash = property(lambda self: _identity([self.manifest['files'][f] for f in ('crops.npy', 'table.csv')], self),
+                          doc='16 hexadecimal digits for crops, table and pixel statistics')
+CropCache.rejects = property(lambda self: pd.DataFrame(self.manifest['rejects'], columns=['lesion_id', 'image', 'reason']),
+                             doc='Lesions without a crop, with their reasons')
+
+def _reopened(path, seal):
+    "A cache that another process has opened and verified; raises `DataError` when another one lies there by now"
+    cache = CropCache(path, verify=False)
+    if cache.manifest['seal'] != seal: raise DataError(f'{path}: has been built anew since it was opened; start again')
+    return cache
 
 # %% ../../nbs/data/37_crops.ipynb #19e15e81
 def crops_hash(
@@ -219,28 +352,41 @@ def crops_hash(
     return _identity([h.hexdigest(), '' if table is None else _sha(table.to_csv(index=False))], cache)
 
 # %% ../../nbs/data/37_crops.ipynb #472aa529
-def _write_shard(file, crops, report):
-    "Write crops and report to `file`, which is there only when it is complete"
-    with replacing(file) as new, open(new, 'wb') as f: np.savez(f, crops=crops, report=np.frombuffer(json.dumps(report).encode(), np.uint8))
+_broken = OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error
 
-def _read_shard(file):
-    "Crops and report of a shard, `None` for one that is damaged"
+def _shard_sum(key, *arrays):
+    "The checksum of what a shard holds and is of"
+    h = hashlib.sha256(key.encode())
+    for a in arrays: h.update(f'{a.dtype.str}{a.shape}'.encode()), h.update(np.ascontiguousarray(a).tobytes())
+    return np.frombuffer(h.digest(), np.uint8)
+
+def _write_shard(file, key, crops, masks, report):
+    "Write crops, masks and report to `file`, which is there only when it is complete"
+    parts = crops, masks, np.frombuffer(json.dumps(report).encode(), np.uint8)
+    with replacing(file) as new, open(new, 'xb') as f:
+        np.savez(f, **dict(zip(('crops', 'masks', 'report'), parts)), check=_shard_sum(key, *parts))
+
+def _read_shard(file, key):
+    "Crops, masks and report of a shard, `None` for one that is damaged or of something else"
     try:
-        with np.load(file, allow_pickle=False) as z: return z['crops'], json.loads(z['report'].tobytes())
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error): return None
+        with np.load(regular_file(file), allow_pickle=False) as z: *parts, check = (z[k] for k in ('crops', 'masks', 'report', 'check'))
+    except _broken: return None
+    return (*parts[:2], json.loads(parts[2].tobytes())) if np.array_equal(check, _shard_sum(key, *parts)) else None
 
 # %% ../../nbs/data/37_crops.ipynb #39940daa
-def _make_shard(file, jobs, work, crop_size, run=None):
-    "Do the work of one shard, unless it is done; `run` tells builds apart for executors that remember results"
+_mark = 'miram-parts'
+
+def _make_shard(file, key, jobs, work, crop_size, run=None):
+    "Do the work of one shard; `run` tells builds apart for executors that remember results"
     file = Path(file)
-    if file.exists() and _read_shard(file): return
+    if not (file.parent/_mark).is_file(): raise DataError(f'{file.parent}: is not there; see that all who work share this folder')
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         done = [r for path,job in jobs for r in work(path, job)]
-    crops = [r.pop('crop') for r in done if 'crop' in r]
+    crops, masks = ([r.pop(k) for r in done if k in r] for k in ('crop', 'mask'))
     sums = [(float(v.sum()), float((v*v).sum())) for v in (c/65535. for c in crops)]
-    crops = np.array(crops, '<u2').reshape(-1, crop_size, crop_size)
-    _write_shard(file, crops, dict(done=done, sums=sums, notes=[str(w.message) for w in said]))
+    crops, masks = (np.array(v, t).reshape(-1, crop_size, crop_size) for v,t in zip((crops, masks), _arrays.values()))
+    _write_shard(file, key, crops, masks, dict(done=done, sums=sums, notes=[str(w.message) for w in said]))
 
 # %% ../../nbs/data/37_crops.ipynb #eea1276c
 @contextmanager
@@ -257,39 +403,56 @@ def _pool(workers, n, executor):
 # %% ../../nbs/data/37_crops.ipynb #d6e015c5
 _per_shard = 8
 
-def _make_shards(part, jobs, work, crop_size, workers, executor, progress, per):
-    "Have all shards made that are not there; their files in order"
+def _shards(part, key, jobs, per=_per_shard):
+    "The shards of a build: for each its file, what it is of, and its jobs"
     groups = [jobs[i:i+per] for i in range(0, len(jobs), per)]
-    files = [part/f'{i:06d}.npz' for i in range(len(groups))]
-    todo = [i for i,f in enumerate(files) if not f.exists()]
-    make = partial(_make_shard, work=work, crop_size=crop_size, run=uuid.uuid4().hex)
-    with tqdm(total=len(jobs), desc='crops', unit='image', disable=not progress) as bar, _pool(workers, len(todo), executor) as run:
-        bar.update(sum(map(len, groups)) - sum(len(groups[i]) for i in todo))
-        for i,_ in zip(todo, run(make, [files[i] for i in todo], [groups[i] for i in todo])): bar.update(len(groups[i]))
-    return files
+    return [(part/f'{i:06d}.npz', f'{key} {[j[0] for _,job in g for j in job]}', g) for i,g in enumerate(groups)]
+
+def _make_shards(shards, work, crop_size, workers, executor, progress):
+    "Have all shards made that are not there"
+    todo = [s for s in shards if _read_shard(*s[:2]) is None]
+    make, n = partial(_make_shard, work=work, crop_size=crop_size, run=uuid.uuid4().hex), sum(len(s[2]) for s in shards)
+    with progress_bar(total=n, desc='crops', unit='image', disable=not progress) as bar, _pool(workers, len(todo), executor) as run:
+        bar.update(n - sum(len(s[2]) for s in todo))
+        for s,_ in zip(todo, run(make, *zip(*todo)) if todo else ()): bar.update(len(s[2]))
 
 # %% ../../nbs/data/37_crops.ipynb #92d3f45a
-def _header(n, crop_size): return dict(descr='<u2', fortran_order=False, shape=(n, crop_size, crop_size))
+class _Npy:
+    "An array of unknown length, written piece by piece to a file that must not be there yet"
+    def __init__(self, path, dtype, crop_size):
+        self.f, self.dtype, self.crop_size, self.n = open(path, 'xb'), dtype, crop_size, 0
+        self.head()
+    def head(self):
+        shape = (self.n, self.crop_size, self.crop_size)
+        np.lib.format.write_array_header_1_0(self.f, dict(descr=np.dtype(self.dtype).str, fortran_order=False, shape=shape))
+    def add(self, a): self.f.write(np.ascontiguousarray(a, self.dtype).data); self.n += len(a)
+    def __enter__(self): return self
+    def __exit__(self, kind, *_):
+        if kind is None: self.f.seek(0), self.head()
+        self.f.close()
 
 # %% ../../nbs/data/37_crops.ipynb #f15d9640
-def _join(files, npy, crop_size):
-    "String the crops of the shards together in `npy`; what became of the rows, the sums of each crop, the notes"
-    done, sums, notes, n = [], [], [], 0
-    with open(npy, 'wb') as f:
-        np.lib.format.write_array_header_1_0(f, _header(0, crop_size))
-        start = f.tell()
-        for file in files:
-            if (got := _read_shard(file)) is None:
+def _join(shards, new, crop_size, masks=False):
+    "String crops and masks of the shards together in the folder `new`; what became of the rows, the sums of each crop, the notes"
+    done, sums, notes, what = [], [], [], ['crops', 'masks'][:1 + masks]
+    with ExitStack() as stack:
+        npy = [stack.enter_context(_Npy(new/f'{k}.npy', _arrays[k], crop_size)) for k in what]
+        for file,key,_ in shards:
+            if (got := _read_shard(file, key)) is None:
                 file.unlink(missing_ok=True)
                 raise DataError(f'{file}: this part is missing or damaged; build again, and see that all who work share this folder')
-            f.write(got[0].data)
-            n, done, sums, notes = n + len(got[0]), done + got[1]['done'], sums + got[1]['sums'], notes + got[1]['notes']
-        f.seek(0)
-        np.lib.format.write_array_header_1_0(f, _header(n, crop_size))
-        assert f.tell() == start, 'the header of the npy file has outgrown its room'
+            for a,part in zip(npy, got): a.add(part)
+            done, sums, notes = done + got[2]['done'], sums + got[2]['sums'], notes + got[2]['notes']
     return done, np.array(sums).reshape(-1, 2), notes
 
 # %% ../../nbs/data/37_crops.ipynb #2b704732
+def _check_done(df, shards, done):
+    "Raise unless each row of the jobs is among what was done, and nothing else is"
+    asked, got = ({j[0] for *_,jobs in shards for _,job in jobs for j in job}, {r['row'] for r in done})
+    if lost := sorted(asked ^ got):
+        raise DataError(f'{_count(len(lost), "row")} of the table came to nothing, neither to a crop nor to a reason '
+                        f'(first: {df.lesion_id.get(lost[0], lost[0])}); see that all who work run the same miram')
+
 def _rows_of(df, done):
     "The rows of `df` that have a crop, with what was found out about them; the rejects"
     kept = [r for r in done if 'reason' not in r]
@@ -300,82 +463,206 @@ def _rows_of(df, done):
     return table, rejects
 
 # %% ../../nbs/data/37_crops.ipynb #04df077c
-def _finish(new, df, files, origin):
-    "Write array, table and manifest into the folder `new`; the rejects"
-    new.mkdir(exist_ok=True)
-    crop_size = origin['settings']['crop_size']
-    done, sums, notes = _join(files, new/'crops.npy', crop_size)
-    table, rejects = _rows_of(df, done)
+def _stats(table, sums, pixels):
+    "Number of crops, and mean and deviation of the pixels of those of the training part, or of all where there is none"
     counted = (table.split == 'train').to_numpy() if (table.split == 'train').any() else np.ones(len(table), bool)
-    n, (s1, s2) = max(counted.sum(), 1)*crop_size*crop_size, sums[counted].sum(0)
-    mean = s1/n
-    stats = dict(n=len(table), mean=mean, std=max(s2/n - mean**2, 0)**.5)
+    n, (s1, s2) = max(counted.sum(), 1)*pixels, sums[counted].sum(0)
+    return dict(n=len(table), mean=s1/n, std=max(s2/n - (s1/n)**2, 0)**.5)
+
+def _finish(new, df, shards, origin):
+    "Write arrays, table and manifest into the folder `new`; the rejects"
+    crop_size = origin['settings']['crop_size']
+    done, sums, notes = _join(shards, new, crop_size, origin['masks'])
+    _check_done(df, shards, done)
+    table, rejects = _rows_of(df, done)
     if notes: warnings.warn(f"{len(notes)} remarks about the images (first: {notes[0]}); all are listed in the manifest")
-    delivered = int((table.pixels == 'delivered').sum()) if 'pixels' in table else 0
     left = df[df.split == 'excluded'].reason.value_counts().to_dict()
+    delivered = int((table.pixels == 'delivered').sum()) if 'pixels' in table else 0
     table.to_csv(new/'table.csv', index=False)
-    manifest = dict(origin, **stats, excluded=left, delivered=delivered, notes=notes, rejects=rejects)
-    (new/'manifest.json').write_text(json.dumps(manifest, indent=1))
+    _write_manifest(new, **origin, **_stats(table, sums, crop_size**2), excluded=left, delivered=delivered, notes=notes, rejects=rejects)
     return rejects
 
 # %% ../../nbs/data/37_crops.ipynb #08482f5f
-_files = {'crops.npy', 'table.csv', 'manifest.json', 'old'}
+_cache_file = re.compile(r'(crops|masks)\.npy|table\.csv|manifest\.json')
+_part_file = re.compile(r'\.?\d{6,}\.npz(\.\w+\.new)?|(crops|masks)\.npy|table\.csv|\.?manifest\.json(\.\w+\.new)?')
 
+def _is_folder(path): return path.is_dir() and not path.is_symlink()
+
+def _clear(folder, keep=''):
+    "Take away what miram has written into a folder of parts, the folder itself if nothing else is in it; `keep` goes last"
+    for f in sorted(folder.iterdir()):
+        if _part_file.fullmatch(f.name) and not _is_folder(f): f.unlink()
+    if [f.name for f in folder.iterdir()] == [keep]: (folder/keep).unlink()
+    try: folder.rmdir()
+    except OSError: warnings.warn(f'{folder}: holds files that miram has not written; they stay there')
+
+def _discard(part):
+    "Take away the parts of a build, with the cache that it has replaced"
+    for sub in filter(_is_folder, (part/'new', part/'old')): _clear(sub)
+    _clear(part, _mark)
+
+# %% ../../nbs/data/37_crops.ipynb #afad0cee
+def _key(origin): return _sha(json.dumps([FORMAT, origin]))[:12]
+
+def _part(out, origin): return out.with_name(f'.{out.name}.{_key(origin)}.part')
+
+def _is_part(p): return _is_folder(p) and ((p/_mark).is_file() or not any(p.iterdir()))
+
+def _parts_of(out):
+    "The folders of parts of builds of `out`"
+    names = [f for f in os.listdir(out.parent) if re.fullmatch(rf'\.{re.escape(out.name)}\.[0-9a-f]{{12}}\.part', f)]
+    return [p for f in sorted(names) if _is_part(p := out.with_name(f))]
+
+def _claim(part):
+    "Make the folder of parts, or take the one that a killed build has left; raises `DataError` for something else of that name"
+    if os.path.lexists(part) and not _is_part(part):
+        raise DataError(f'{part}: is in the way, and not the parts of a build; move it to another place')
+    part.mkdir(exist_ok=True), (part/_mark).touch()
+
+# %% ../../nbs/data/37_crops.ipynb #306729ab
 def _recover(out):
     "Put back an older cache that a build was about to replace, if there is one"
-    for old in [] if out.exists() else sorted(out.parent.glob(f'.{out.name}.*.part/old')): os.rename(old, out); break
+    if not os.path.lexists(out):
+        for p in _parts_of(out):
+            if _is_folder(p/'old'): os.rename(p/'old', out); break
 
 def _swap(new, out, aside):
-    "Put the folder `new` in the place of `out`"
-    if out.exists(): os.rename(out, aside)
-    os.rename(new, out)
+    "Put the folder `new` in the place of `out`, which is a cache, an empty folder, or nothing"
+    if _is_folder(aside): _clear(aside)
+    if moved := out.is_dir() and any(out.iterdir()): os.rename(out, aside)
+    try: os.rename(new, out)
+    except OSError:
+        if moved: os.rename(aside, out)
+        raise
 
 # %% ../../nbs/data/37_crops.ipynb #09a1521d
 _one_thread = threading.Lock()
 
-def _lock(f, out):
-    "Lock the open file, waiting for another process if need be"
-    if fcntl is None: return
+def _lock(f, out, wait=True):
+    "Lock the open file, waiting for another process if need be; whether that could be done, `None` when it is not to wait"
+    if fcntl is None: return False
     try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
+        if not wait: return None
         warnings.warn(f'{out}: another build is at work; waiting for it')
         fcntl.lockf(f, fcntl.LOCK_EX)
-    except OSError as e: warnings.warn(f'{out}: its file system has no locks ({e.strerror}); see that no other build writes there')
+    except OSError as e:
+        warnings.warn(f'{out}: its file system has no locks ({e.strerror}); see that no other build writes there')
+        return False
+    return True
 
 # %% ../../nbs/data/37_crops.ipynb #9adf5a52
+def _open_lock(path):
+    "The file at `path`, made if need be and open for a lock; raises `DataError` for what is no file"
+    flags = os.O_RDWR | os.O_CREAT | sum(getattr(os, o, 0) for o in ('O_NOFOLLOW', 'O_NONBLOCK', 'O_CLOEXEC'))
+    if path.is_symlink(): raise DataError(f'{path}: is a link, not the lock of a build; remove it')
+    f = os.fdopen(os.open(path, flags, 0o666), 'r+b', buffering=0)
+    if stat.S_ISREG(os.fstat(f.fileno()).st_mode): return f
+    f.close()
+    raise DataError(f'{path}: is no file, and not the lock of a build; remove it')
+
 def _is_there(f, path):
     "Whether the open file is still the one at `path`: who had the lock before may have removed it"
-    try: return os.path.samestat(os.fstat(f.fileno()), os.stat(path))
+    try: return os.path.samestat(os.fstat(f.fileno()), os.lstat(path))
     except FileNotFoundError: return False
 
 # %% ../../nbs/data/37_crops.ipynb #543180e5
 @contextmanager
-def _alone(out):
-    "One build at a time"
+def _alone(out, wait=True):
+    "One build of `out` at a time; yields whether that is certain, `None` when another is at work and not waited for"
     path = out.with_name(f'.{out.name}.lock')
     with _one_thread:
         while True:
-            f = open(path, 'w')
-            _lock(f, out)
+            f = _open_lock(path)
+            sure = _lock(f, out, wait)
             if _is_there(f, path): break
             f.close()
-        try: yield
-        finally: path.unlink(missing_ok=True); f.close()
+        try: yield sure
+        finally:
+            if sure is not None and _is_there(f, path) and not os.fstat(f.fileno()).st_size: path.unlink()
+            f.close()
+
+# %% ../../nbs/data/37_crops.ipynb #6cf8a106
+def _differs(m, origin):
+    "What of the manifest `m` of a cache is otherwise than in `origin`, in words; empty when nothing is"
+    s, t = m['settings'] if isinstance(m['settings'], dict) else {}, origin['settings']
+    said = [f'{k} is {s.get(k)} there and {t.get(k)} here' for k in sorted({*s, *t}) if s.get(k) != t.get(k)]
+    words = dict(table='the lesion table is another', sources='an image has another size or time of change')
+    said += [text for k,text in words.items() if m.get(k) != origin[k]]
+    if bool(m.get('masks')) != origin['masks']: said.append(f'masks are {"kept" if m.get("masks") else "not kept"} there')
+    return '; '.join(said)
+
+# %% ../../nbs/data/37_crops.ipynb #2aa70412
+def _foreign(out):
+    "What lies at `out` that is not of a cache, in words; `None` for a cache, an empty folder and nothing"
+    if not os.path.lexists(out): return
+    if not out.is_dir(): return 'is no folder'
+    names = sorted(f.name for f in out.iterdir())
+    other = [f for f in names if not _cache_file.fullmatch(f) or _is_folder(out/f)]
+    if other: return f'holds something else than a crop cache ({other[0]})'
+    try: _find_manifest(out) if names else None
+    except DataError: return 'holds no manifest of a crop cache'
+
+# %% ../../nbs/data/37_crops.ipynb #155f6cde
+def _standing(out, origin, overwrite=False):
+    "The cache at `out` when it is the one asked for, `None` when one may be built there; raises `DataError` for what is not to be replaced"
+    try: m = _find_manifest(out)
+    except DataError: m = None
+    if m and not (why := _differs(m, origin)):
+        try: return CropCache(out)
+        except DataError as e: why = str(e)
+        if not overwrite: raise DataError(why)
+        warnings.warn(f'{why}; built anew')
+    if other := _foreign(out): raise DataError(f'{out}: {other}, which is not overwritten; choose another folder for the crops')
+    if m and not overwrite:
+        raise DataError(f'{out}: holds a crop cache that was made otherwise ({why}); choose another folder, or replace it with '
+                        'overwrite=True (--overwrite)')
+
+# %% ../../nbs/data/37_crops.ipynb #d9160668
+def _found(out, origin, overwrite):
+    "As `_standing`; and what a killed build of the cache that is there has left is taken away"
+    if (cache := _standing(out, origin, overwrite)) is None: return
+    left = _part(out, origin)
+    try:
+        if os.path.lexists(left) or os.path.lexists(out.with_name(f'.{out.name}.lock')):
+            with _alone(out, wait=False) as sure:
+                if sure and os.path.lexists(left) and _is_part(left): _discard(left)
+    except (OSError, DataError): pass
+    return cache
+
+# %% ../../nbs/data/37_crops.ipynb #74ce5433
+def _target(out):
+    "Where a cache is to lie: `out`, or where it leads if it is a link; raises `DataError` for a link to nowhere"
+    out = Path(out)
+    if not out.is_symlink(): return out
+    real = Path(os.path.realpath(out))
+    if real.is_symlink() or not real.parent.is_dir():
+        raise DataError(f'{out}: is a link to {os.readlink(out)}, which is not there; make that folder first')
+    return real
 
 # %% ../../nbs/data/37_crops.ipynb #ab7cf406
 @contextmanager
-def _staged(out, origin):
-    "A folder for the parts of the cache `out`, which stays when the machine fails and goes when the data do"
-    part = out.with_name(f'.{out.name}.{_sha(json.dumps(origin))[:12]}.part')
+def _parts(out, origin, overwrite=False):
+    "A folder for the parts of the cache `out`, or the cache that is there by now; alone. It goes when the data are at fault"
+    part = _part(out, origin)
+    with _alone(out) as sure:
+        _recover(out)
+        if (cache := _standing(out, origin, overwrite)) is not None: yield None, cache; return
+        for p in _parts_of(out) if sure else []:
+            if p != part: _discard(p)
+        _claim(part)
+        try: yield part, None
+        except DataError: _discard(part); raise
+        _discard(part)
+
+# %% ../../nbs/data/37_crops.ipynb #e6184b04
+@contextmanager
+def _staged(out, origin, overwrite=False):
+    "As `_parts`; what goes wrong with the machine leaves the folder, and is a `DataError` that says so"
+    part = _part(out, origin)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(out):
-            _recover(out)
-            for p in set(out.parent.glob(f'.{out.name}.*.part')) - {part}: shutil.rmtree(p, ignore_errors=True)
-            part.mkdir(exist_ok=True)
-            try: yield part
-            except DataError: shutil.rmtree(part, ignore_errors=True); raise
-            shutil.rmtree(part, ignore_errors=True)
+        with _parts(out, origin, overwrite) as got: yield got
     except OSError as e:
         kept = f'; {len(list(part.glob("*.npz")))} finished parts are kept for the next run' if part.is_dir() else ''
         raise DataError(f'{out}: cannot be written ({e.strerror}); the cache there, if any, is as it was{kept}') from e
@@ -383,26 +670,34 @@ def _staged(out, origin):
         raise DataError(f'{out}: a process died, perhaps for want of memory; run again with fewer workers, what is finished is kept') from e
 
 # %% ../../nbs/data/37_crops.ipynb #a9f04b75
-def _check_target(out, crop_size, context, window, side):
-    "Raise when a setting is unusable or `out` holds something that is no cache"
-    if crop_size < 2 or crop_size % 2:
+def _whole(name, v, least, most=2**31):
+    "`v` as a whole number; raises `DataError` for what is none, and outside `least` to `most`"
+    if isinstance(v, (int, np.integer)) and not isinstance(v, bool) and least <= v <= most: return int(v)
+    raise DataError(f'{name}={v!r}: a whole number from {least} is needed' + (f' to {most}' if most < 2**31 else ''))
+
+def _number(name, v, most):
+    "`v` as a float; raises `DataError` for what is no number above 0 and up to `most`"
+    if isinstance(v, (int, float, np.number)) and not isinstance(v, bool) and 0 < v <= most: return float(v)
+    raise DataError(f'{name}={v!r}: a number above 0 and up to {most} is needed')
+
+def _percentiles(window):
+    "Percentiles as a list; raises `DataError` for what is neither two of them nor a word that is known"
+    if window is None or isinstance(window, str) and window == 'voi': return window
+    try: lo, hi = map(float, window if not isinstance(window, str) else ())
+    except (TypeError, ValueError): lo, hi = 1, 0
+    if 0 <= lo < hi <= 100: return [*window]
+    raise DataError(f"window {window!r} is not known; use two percentiles such as (0.5, 99.9), 'voi' or None")
+
+# %% ../../nbs/data/37_crops.ipynb #f1b2bc88
+def _settings(crop_size, context, window, side, level, workers):
+    "Settings of a cache as JSON values; raises `DataError` for one that is unusable"
+    crop_size = _whole('crop_size', crop_size, 1, 2**15)
+    if crop_size % 2:
         raise DataError(f'crop_size {crop_size} is not an even number of pixels; the low-resolution image has half as many, '
                         f'so use {max(crop_size//2*2, 2)} or {max(crop_size//2*2 + 2, 4)}')
-    if context <= 0: raise DataError(f'context {context} is not positive; 1 cuts the box itself, 1.5 half as much more')
     if side not in (None, 'LEFT', 'RIGHT'): raise DataError(f"side {side!r} is not known; use 'LEFT', 'RIGHT' or None")
-    if window not in (None, 'voi') and not (not isinstance(window, str) and len(window) == 2 and 0 <= window[0] < window[1] <= 100):
-        raise DataError(f"window {window!r} is not known; use two percentiles such as (0.5, 99.9), 'voi' or None")
-    other = sorted({f.name for f in out.iterdir()} - _files) if out.is_dir() else [out.name][:out.exists()]
-    if other:
-        raise DataError(f'{out}: holds something else than a crop cache ({other[0]}), which is not overwritten; '
-                        'choose another folder for the crops')
-
-# %% ../../nbs/data/37_crops.ipynb #8cc6d657
-def _reusable(out, origin):
-    "The cache in `out` if it was made from `origin`, else `None`"
-    try: cache = CropCache(out)
-    except (DataError, KeyError): return None
-    return cache if all(cache.manifest.get(k) == v for k,v in origin.items()) else None
+    if workers is not None: _whole('workers', workers, 0)
+    return dict(crop_size=crop_size, context=_number('context', context, 50), window=_percentiles(window), side=side, level=bool(level))
 
 # %% ../../nbs/data/37_crops.ipynb #2efdd297
 def _judge(rejects, n, strict, what='lesions'):
@@ -413,32 +708,48 @@ def _judge(rejects, n, strict, what='lesions'):
     if strict: raise DataError(msg)
     warnings.warn(msg + '; all are listed in .rejects of the cache')
 
-def _check_room(out, n, crop_size):
+def _check_room(out, n, crop_size, masks=False):
     "Raise when `n` crops do not fit the disk twice"
     have = next(p for p in [out.parent, *out.absolute().parents] if p.is_dir())
-    need, free = 4*n*crop_size*crop_size, shutil.disk_usage(have).free
+    need, free = (6 if masks else 4)*n*crop_size*crop_size, shutil.disk_usage(have).free
     if need > free:
         raise DataError(f'{out}: {n} crops of {crop_size}×{crop_size} need {need/1e6:.0f} MB while they are built, '
                         f'{free/1e6:.0f} MB are free; make room or choose another disk')
 
 # %% ../../nbs/data/37_crops.ipynb #4b6db3e4
-def _build(out, df, images, origin, jobs, work, workers, executor, progress, strict, per=_per_shard, what='lesions'):
-    "Make the cache of `jobs`, or find it made meanwhile by another build"
-    with _staged(out, origin) as part:
-        if cache := _reusable(out, origin): return cache
-        files = _make_shards(part, jobs, work, origin['settings']['crop_size'], workers, executor, progress, per)
-        rejects = _finish(part/'new', df, files, origin)
-        _judge(rejects, sum(len(job) for _,job in jobs), strict, what)
-        _swap(part/'new', out, part/'old')
-        return CropCache(out)
+def _build(out, df, origin, jobs, work, how, per=_per_shard, what='lesions'):
+    "Make the cache of `jobs`, or find it made meanwhile by another build; `how` holds the settings of the work itself"
+    crop_size = origin['settings']['crop_size']
+    with _staged(out, origin, how['overwrite']) as (part, cache):
+        if cache is not None: return cache
+        shards, new = _shards(part, _sha(json.dumps([FORMAT, origin])), jobs, per), part/'new'
+        _make_shards(shards, work, crop_size, how['workers'], how['executor'], how['progress'])
+        if os.path.lexists(new): _clear(new) if _is_folder(new) else new.unlink()
+        new.mkdir()
+        rejects = _finish(new, df, shards, origin)
+        _judge(rejects, sum(len(job) for _,job in jobs), how['strict'], what)
+        _swap(new, out, part/'old')
+    return CropCache(out)
 
 # %% ../../nbs/data/37_crops.ipynb #892b9cd0
+def _used(df):
+    "The rows that are not excluded; raises `DataError` when all are"
+    use = df[df.split != 'excluded']
+    if len(use): return use
+    raise DataError(f'every lesion of the table is excluded, nothing is left to cut (first reason: {df.reason.iloc[0]})')
+
+def _box_job(g, context, given, masks=None):
+    "The job of the rows `g` of an image, for `_cut_image`; `masks` tells the path of the mask that a row names"
+    more = lambda r: () if masks is None else (masks.get(r.mask),)
+    return [(r.Index, square_box(r.x, r.y, r.w, r.h, context), bool(given[r.Index]), *more(r)) for r in g.itertuples()]
+
+# %% ../../nbs/data/37_crops.ipynb #5cc9c3b3
 def build_crops(
     df:pd.DataFrame,              # Lesion table
     images:str|Path,              # Folder that its column `image` starts from
-    out:str|Path,                 # Folder of the cache, made if need be
+    out:str|Path,                 # Folder of the cache, made if need be; a link leads to it
     crop_size:int=128,            # Side of the crops in pixels, even: the resolution of the high target
-    context:float=1.,             # Side of the cut square in longer sides of the box
+    context:float=1.,             # Side of the cut square in longer sides of the box, up to 50
     workers:int|None=None,        # Processes; 0 for none, `None` to choose
     progress:bool=True,           # Show a progress bar?
     window:tuple|str|None=None,   # Percentiles of the full image that span the range, `'voi'`, or `None` to leave intensities alone
@@ -446,26 +757,28 @@ def build_crops(
     level:bool=False,             # Bring each crop to the same mean and contrast, see `level_crop`
     side:str|None=None,           # `'LEFT'` or `'RIGHT'` to mirror films so that the breast lies there, by content
     executor:Executor|None=None,  # Who works instead of own processes, such as Dask's `Client.get_executor()`
+    context_mm:float|None=None,   # Side of the square in millimetres, instead of `context`; rejects films that do not tell their spacing
+    masks:bool=False,             # Keep the masks that the column `mask` names, cut like the crops? Lesions without one are rejected
+    overwrite:bool=False,         # Replace a cache of other settings, table or images, and a damaged one?
+    follow_links:bool=False,      # May links in the folder of images lead out of it?
 )->CropCache:                     # The cache, found or made; its rows are grouped by image
     """Cut every lesion that is not excluded, unless `out` already holds just that
 
-    Raises `DataError` for a setting that is unusable, for a folder in the way or a disk that is full, and when nothing can be cut."""
-    out, images = Path(out), Path(images)
-    _check_target(out, crop_size, context, window, side)
+    Raises `DataError` for a setting that is unusable, for what is in the way, for a disk that is full, and when nothing can be cut."""
+    out, images, s = _target(out), Path(images), _settings(crop_size, context, window, side, level, workers)
+    if context_mm is not None: s |= dict(context=None, context_mm=_number('context_mm', context_mm, 1000))
     df = lesion_table(df)
-    window = window if window in (None, 'voi') else list(window)
-    settings = dict(crop_size=crop_size, context=float(context), window=window, side=side, level=level)
-    origin = _origin(df, images, **settings)
-    if cache := _reusable(out, origin): return cache
+    if masks and 'mask' not in df: raise DataError("masks=True needs a column 'mask' in the lesion table, the path of each mask")
+    origin = _origin(df, images, follow_links, masks, **s)
+    if (cache := _found(out, origin, overwrite)) is not None: return cache
     if not images.is_dir(): raise DataError(f'{images}: no such folder; give the folder that holds the images')
-    use = df[df.split != 'excluded']
-    if not len(use): raise DataError(f'every lesion of the table is excluded, nothing is left to cut (first reason: {df.reason.iloc[0]})')
-    _check_room(out, len(use), crop_size)
+    use, paths = _used(df), dict(_named(df, images, follow_links, masks))
+    _check_room(out, len(use), s['crop_size'], masks)
     given = use.pixels == 'delivered' if 'pixels' in use else use.x.isna()
-    jobs = [(safe_path(images, p), [(r.Index, square_box(r.x, r.y, r.w, r.h, context), bool(given[r.Index])) for r in g.itertuples()])
-            for p,g in use.groupby('image', sort=False)]
-    work = partial(_cut_image, crop_size=crop_size, window=settings['window'], side=side, level=level)
-    return _build(out, df, images, origin, jobs, work, workers, executor, progress, strict)
+    jobs = [(paths[p], _box_job(g, s['context'] or 1, given, paths if masks else None)) for p,g in use.groupby('image', sort=False)]
+    work = partial(_cut_image, crop_size=s['crop_size'], window=s['window'], side=side, level=s['level'], mm=s.get('context_mm'))
+    how = dict(workers=workers, executor=executor, progress=progress, strict=strict, overwrite=overwrite)
+    return _build(out, df, origin, jobs, work, how)
 
 # %% ../../nbs/data/37_crops.ipynb #f1638d87
 def show_crops(
@@ -501,13 +814,10 @@ def _share(mask, shape, x, y, tile):
 def _apart(x, y, tile, boxes): return all(x + tile <= bx or bx + w <= x or y + tile <= by or by + h <= y for bx,by,w,h in boxes)
 
 # %% ../../nbs/data/37_crops.ipynb #5de36f9a
-def _cut_tiles(path, job, crop_size, window, side, level, tile, stride, breast, most, seed):
+def _tiles_of(path, job, crop_size, window, side, level, tile, stride, breast, most, seed):
     "A record for each tile of a film, or one with the reason why there is none; `job` is `(row, image, boxes to avoid)`"
-    (i, name, boxes), = job
-    try:
-        px = _open(path, window)
-        px, mask = px[:,:], breast_mask(px)
-    except DataError as e: return [dict(row=i, reason=str(e))]
+    (i, name, boxes), px = job[0], _open(path, window)
+    px, mask = px[:,:], breast_mask(px)
     spots = [(x, y) for y in _starts(px.shape[0], tile, stride) for x in _starts(px.shape[1], tile, stride) if _apart(x, y, tile, boxes)]
     share = {s: f for s in spots if (f := _share(mask, px.shape, *s, tile)) >= breast}
     if not share: return [dict(row=i, reason=f'{path}: no tile of {tile} pixels has {breast:.0%} of its area in the breast')]
@@ -518,6 +828,12 @@ def _cut_tiles(path, job, crop_size, window, side, level, tile, stride, breast, 
     more = dict(row=i, w=float(tile), h=float(tile), **dict(flipped=step < 0) if side else {})
     return [dict(more, crop=level_crop(c) if level else c, lesion_id=f'{name}@{x},{y}', x=float(x), y=float(y), breast=share[x, y])
             for (x,y),c in zip(spots, crops)]
+
+# %% ../../nbs/data/37_crops.ipynb #a531f795
+def _cut_tiles(path, job, **how):
+    "As `_tiles_of`, and one record with the reason for a film that cannot be used"
+    try: return _tiles_of(path, job, **how)
+    except (DataError, MemoryError) as e: return [dict(row=job[0][0], reason=_why(path, e))]
 
 # %% ../../nbs/data/37_crops.ipynb #9d1e64dc
 def _one_owner(use):
@@ -534,6 +850,15 @@ def _films(df):
     boxes = {p: g.values.tolist() for p,g in box.groupby(use.image)}
     one = use.drop_duplicates('image').assign(kind='tile', reason='', **dict.fromkeys(LABELS + [g for g in GRADES if g != 'density']))
     return df, one, boxes
+
+# %% ../../nbs/data/37_crops.ipynb #f82bd44f
+def _grid(tile, stride, breast, most, seed):
+    "Settings of tiles as JSON values; raises `DataError` for one that is unusable"
+    tile, stride = _whole('tile', tile, 1, 2**15), _whole('stride', stride, 1, 2**15)
+    if not isinstance(breast, (int, float, np.number)) or not 0 <= breast <= 1:
+        raise DataError(f'tile={tile}, stride={stride}, breast={breast!r}: sides are positive and a share is from 0 to 1')
+    most = most if most is None else _whole('most', most, 1)
+    return dict(tile=tile, stride=stride, breast=float(breast), most=most, seed=_whole('seed', seed, 0))
 
 # %% ../../nbs/data/37_crops.ipynb #8c3cf3a4
 def build_tiles(
@@ -554,56 +879,83 @@ def build_tiles(
     level:bool=False,             # Bring each tile to the same mean and contrast?
     side:str|None=None,           # `'LEFT'` or `'RIGHT'` to mirror films so that the breast lies there, by content
     executor:Executor|None=None,  # Who works instead of own processes
+    overwrite:bool=False,         # Replace a cache of other settings, table or images, and a damaged one?
+    follow_links:bool=False,      # May links in the folder of images lead out of it?
 )->CropCache:                     # Cache whose rows are tiles: `kind` is `tile`, `breast` the share
     """Cut tiles of whole films where the breast is, unless `out` already holds just those
 
     Raises `DataError` as `build_crops` does, and for a film that the table gives to two patients."""
-    out, images, tile = Path(out), Path(images), tile or crop_size
-    _check_target(out, crop_size, 1, window, side)
-    if min(tile, stride := stride or tile) < 1 or not 0 <= breast <= 1:
-        raise DataError(f'tile={tile}, stride={stride}, breast={breast}: sides are positive and a share is from 0 to 1')
-    df, films, boxes = _films(df)
-    window = window if window in (None, 'voi') else list(window)
-    how = dict(window=window, side=side, level=level, tile=tile, stride=stride, breast=breast, most=most, seed=seed)
-    origin = _origin(df, images, crop_size=crop_size, lesions=lesions, **how)
-    if cache := _reusable(out, origin): return cache
-    jobs = [(safe_path(images, r.image), [(r.Index, r.image, [] if lesions else boxes.get(r.image, []))]) for r in films.itertuples()]
-    work = partial(_cut_tiles, crop_size=crop_size, **how)
-    return _build(out, films, images, origin, jobs, work, workers, executor, progress, strict, per=1, what='films')
+    out, images, s = _target(out), Path(images), _settings(crop_size, 1, window, side, level, workers)
+    grid = _grid(tile or crop_size, stride or tile or crop_size, breast, most, seed)
+    (df, films, boxes), how = _films(df), {k: v for k,v in s.items() if k != 'context'} | grid
+    origin = _origin(df, images, follow_links, lesions=bool(lesions), **how)
+    if (cache := _found(out, origin, overwrite)) is not None: return cache
+    _used(df)
+    paths = dict(_named(df, images, follow_links))
+    jobs = [(paths[r.image], [(r.Index, r.image, [] if lesions else boxes.get(r.image, []))]) for r in films.itertuples()]
+    who = dict(workers=workers, executor=executor, progress=progress, strict=strict, overwrite=overwrite)
+    return _build(out, films, origin, jobs, partial(_cut_tiles, **how), who, per=1, what='films')
 
 # %% ../../nbs/data/37_crops.ipynb #a247b5cc
 _suffixes = {'.dcm', '.dicom', '.png', '.jpg', '.jpeg', '.tif', '.tiff'}
 
-def _image_files(folder):
-    "Images below `folder` in order, relative to it and with `/`"
-    for where,dirs,names in os.walk(folder):
-        dirs[:] = sorted(d for d in dirs if d[0] != '.')
-        for f in (Path(where)/n for n in sorted(names) if n[0] != '.'):
-            if f.suffix.lower() in _suffixes or (f.is_file() and _is_dicom(f)): yield f.relative_to(folder).as_posix()
+def _folders(top, follow_links):
+    "The folder `top` and those below it with the names in each, every folder once; what links lead to comes last, or is named only"
+    todo, seen = [top], set()
+    def cannot(e): raise DataError(f'{e.filename}: cannot be listed ({e.strerror}); let it be read, or move it out of {top}')
+    while todo:
+        for where,dirs,names in os.walk(todo.pop(0), onerror=cannot):
+            s = os.stat(where)
+            new = (s.st_dev, s.st_ino) not in seen and not seen.add((s.st_dev, s.st_ino))
+            dirs[:] = sorted(d for d in dirs if d[0] != '.' and new)
+            links = [f for d in dirs if (f := Path(where)/d).is_symlink()]
+            if follow_links: todo += links
+            else: names = names + [f.name for f in links if not f.resolve().is_relative_to(Path(top).resolve())]
+            if new: yield Path(where), names
+
+def _may_be_film(f):
+    "Whether a file is an image by its name or its first bytes, or a link to a folder that is not followed"
+    try: return f.suffix.lower() in _suffixes or f.is_dir() or (f.is_file() and _is_dicom(f))
+    except OSError: return True
+
+# %% ../../nbs/data/37_crops.ipynb #4c7dc250
+def _image_files(top, follow_links=False):
+    "Images below `top` in order, relative to it and with `/`; a link to a file that is among them is passed over"
+    found = [w/f for w,names in _folders(top, follow_links) for f in sorted(names) if f[0] != '.' and _may_be_film(w/f)]
+    seen = {os.path.realpath(f) for f in found if not f.is_symlink()}
+    once = [f for f in found if not f.is_symlink() or not ((r := os.path.realpath(f)) in seen or seen.add(r))]
+    return [f.relative_to(top).as_posix() for f in once]
 
 def _patient(folder, rel, pattern):
     "Whose film it is, see `film_table`"
     if pattern:
-        if not (m := re.search(pattern, rel)):
-            raise DataError(f'{Path(folder)/rel}: no patient matches {pattern!r} in its path; correct the expression or the name')
+        try: m = re.search(pattern, rel)
+        except re.error as e: raise DataError(f'{pattern!r} is no regular expression for patients ({e})') from None
+        if not m: raise DataError(f'{Path(folder)/rel}: no patient matches {pattern!r} in its path; correct the expression or the name')
         return m[1] if m.re.groups else m[0]
     try: return str(dcmread(Path(folder)/rel, stop_before_pixels=True, specific_tags=['PatientID']).get('PatientID') or rel)
     except Exception: return rel
 
 # %% ../../nbs/data/37_crops.ipynb #17064747
+def _film_row(images, rel, patient, follow_links):
+    "The row of a film in a table without boxes; excluded with the reason when nothing can be read there"
+    row = dict(image=rel, lesion_id=rel, split='train', reason='')
+    try: regular_file(safe_path(images, rel, follow_links))
+    except DataError as e: return row | dict(patient_id=_patient('', rel, patient) if patient else rel, split='excluded', reason=str(e))
+    return row | dict(patient_id=_patient(images, rel, patient))
+
+# %% ../../nbs/data/37_crops.ipynb #107f0e82
 def film_table(
     images:str|Path,        # Folder of films, searched at any depth
     patient:str|None=None,  # Regular expression whose first group (or whole match) in a path is the patient, e.g. `r'P_\d+'`
+    follow_links:bool=False,# May links in the folder lead out of it? Films behind them are excluded otherwise
 )->pd.DataFrame:            # Table of films, without boxes and labels; all of it `train`
     """The films of a folder, with the patient of each: by `patient`, by its DICOM header, or itself
 
-    Raises `DataError` for a folder without images, and for a path in which no patient is found."""
+    Raises `DataError` for a folder without images, for one that cannot be listed, and for a path in which no patient is found."""
     if not Path(images).is_dir(): raise DataError(f'{images}: no such folder; give the folder that holds the images')
-    rows = [dict(image=p, patient_id=_patient(images, p, patient), lesion_id=p, split='train', reason='') for p in _image_files(images)]
+    rows = [_film_row(images, p, patient, follow_links) for p in _image_files(images, follow_links)]
     if not rows: raise DataError(f'{images}: holds no DICOM, PNG, JPEG or TIFF file; give the folder that holds the images')
-    for r in rows:
-        try: safe_path(images, r['image'])
-        except DataError as e: r.update(split='excluded', reason=str(e))
     return lesion_table(pd.DataFrame(rows).assign(x=None, y=None, w=None, h=None), str(images), boxes=False)
 
 # %% ../../nbs/data/37_crops.ipynb #0e3c5143
@@ -621,13 +973,23 @@ def _boxes_or_films(df):
     for c in ['kind', *LABELS, *(g for g in GRADES if g != 'density')]: res[c] = res[c].mask(whole, 'tile' if c == 'kind' else None)
     return res
 
-def _jobs_of(df, images, context):
+def _jobs_of(df, paths, context):
     "A job for each film, for `_cut_either`"
-    use = df[df.split != 'excluded']
+    use = _used(df)
     given = (use.pixels == 'delivered') if 'pixels' in use else pd.Series(False, use.index)
-    boxes = lambda g: [(r.Index, square_box(r.x, r.y, r.w, r.h, context), bool(given[r.Index])) for r in g.itertuples()]
     whole = lambda p, g: [(int(g.index[0]), p, [])]
-    return [(safe_path(images, p), whole(p, g) if g.w.isna().all() else boxes(g)) for p,g in use.groupby('image', sort=False)]
+    return [(paths[p], whole(p, g) if g.w.isna().all() else _box_job(g, context, given)) for p,g in use.groupby('image', sort=False)]
+
+# %% ../../nbs/data/37_crops.ipynb #18237a6a
+def _split_films(lesions, images, patient, errors, valid, seed, follow_links):
+    "The rows to cut of `lesions`: a table, the csv of one, or `None` for all films; with a part for validation unless `valid` is 0"
+    if not isinstance(valid, (int, float)) or not 0 <= valid < 1:
+        raise DataError(f'valid={valid!r}: a share of the patients below 1 is needed, 0 for none')
+    if lesions is None: lesions = film_table(images, patient, follow_links)
+    elif not isinstance(lesions, pd.DataFrame): lesions = read_lesions(lesions, images, errors, boxes='some', follow_links=follow_links)
+    df = lesion_table(lesions, boxes='some')
+    if valid and 'valid' not in set(df.split): df = split_valid(df, valid, label=None, seed=seed)
+    return _boxes_or_films(df)
 
 # %% ../../nbs/data/37_crops.ipynb #baaf4712
 def build_pretrain_crops(
@@ -650,21 +1012,18 @@ def build_pretrain_crops(
     level:bool=False,             # Bring each crop to the same mean and contrast?
     side:str|None=None,           # `'LEFT'` or `'RIGHT'` to mirror films so that the breast lies there, by content
     executor:Executor|None=None,  # Who works instead of own processes
+    overwrite:bool=False,         # Replace a cache of other settings, table or images, and a damaged one?
+    follow_links:bool=False,      # May links in the folder of images lead out of it?
 )->CropCache:                     # The cache, found or made
     """Crops for pretraining out of whatever there is: boxes where a table gives them, tiles of whole films elsewhere; no labels
 
     Raises `DataError` as `film_table`, `read_lesions` and `build_crops` do, `LeakError` when a patient of the table is on two sides."""
-    out, images, tile = Path(out), Path(images), tile or crop_size
-    _check_target(out, crop_size, context, window, side)
-    if lesions is None: lesions = film_table(images, patient)
-    elif not isinstance(lesions, pd.DataFrame): lesions = read_lesions(lesions, images, errors, boxes='some')
-    df = lesion_table(lesions, boxes='some')
-    if valid and 'valid' not in set(df.split): df = split_valid(df, valid, label=None, seed=seed)
-    df, window = _boxes_or_films(df), window if window in (None, 'voi') else list(window)
-    both = dict(crop_size=crop_size, window=window, side=side, level=level)
-    tiles = dict(tile=tile, stride=tile, breast=breast, most=most, seed=seed)
-    origin = _origin(df, images, context=float(context), **both, **tiles)
-    if cache := _reusable(out, origin): return cache
+    out, images, both = _target(out), Path(images), _settings(crop_size, context, window, side, level, workers)
+    context, tiles = both.pop('context'), _grid(tile or crop_size, tile or crop_size, breast, most, seed)
+    df = _split_films(lesions, images, patient, errors, valid, seed, follow_links)
+    origin = _origin(df, images, follow_links, context=context, **both, **tiles)
+    if (cache := _found(out, origin, overwrite)) is not None: return cache
     work = partial(_cut_either, crops=partial(_cut_image, **both), tiles=partial(_cut_tiles, **both, **tiles))
-    jobs = _jobs_of(df, images, context)
-    return _build(out, df, images, origin, jobs, work, workers, executor, progress, strict, per=1, what='lesions and films')
+    jobs = _jobs_of(df, dict(_named(df, images, follow_links)), context)
+    how = dict(workers=workers, executor=executor, progress=progress, strict=strict, overwrite=overwrite)
+    return _build(out, df, origin, jobs, work, how, per=1, what='lesions and films')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'GRADES', 'WORDS', 'CLASSES', 'TASKS', 'clean_label', 'labelled', 'add_pathology4', 'with_label',
-           'task_names', 'is_multi', 'label_parts', 'EncodedLabels', 'encode_labels']
+           'task_names', 'is_multi', 'label_parts', 'EncodedLabels', 'split_text', 'encode_labels']
 
 # %% ../../nbs/data/31_labels.ipynb #e4c77417
 import re
@@ -110,6 +110,14 @@ class EncodedLabels(NamedTuple):
     multi:bool       # Several words at once?
     unknown:dict     # Labels that are none of the names, and a part of the split that has them
 
+# %% ../../nbs/data/31_labels.ipynb #099a3f25
+def split_text(
+    df:pd.DataFrame, # A lesion table
+)->str:              # Such as `'12 train, 3 test'`
+    "What the column `split` says, in numbers of rows"
+    return ', '.join(f'{n} {s}' for s,n in df.split.value_counts().items())
+
+
 # %% ../../nbs/data/31_labels.ipynb #3d4f07fc
 def _said(df, label, multi):
     "What each lesion is called, as a list; an empty one where nothing is said"
@@ -120,7 +128,8 @@ def _training_names(said, df, label, source):
     "Names of the training rows, in alphabetical order; raises for fewer than two"
     names = sorted({w for ws,s in zip(said, df.split) if s == 'train' for w in ws})
     if len(names) > 1: return names
-    raise DataError(f'{source}: the training part has {len(names)} class{"es"*(len(names) != 1)} of {label!r}, '
+    what = '' if (df.split == 'train').any() else f' (no row is for training: {split_text(df)})'
+    raise DataError(f'{source}: the training part has {len(names)} class{"es"*(len(names) != 1)} of {label!r}{what}, '
                     'at least 2 are needed; choose another label or split anew')
 
 def _unknown(said, df, names):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['random_affine', 'warp', 'TensorCrop', 'ToUnit', 'Augment', 'Standardise', 'TwoScales', 'CropItems', 'CropDL',
-           'pretrain_dls', 'PlainOutput', 'lesion_dls', 'CropOfRow', 'LesionBlock', 'split_table']
+           'pretrain_dls', 'PlainOutput', 'lesion_dls', 'MaskItems', 'mask_dls', 'CropOfRow', 'LesionBlock',
+           'split_table']
 
 # %% ../../nbs/data/38_loaders.ipynb #5fd9d072
 import math, random, warnings
@@ -17,7 +18,7 @@ from fastai.data.block import TransformBlock
 from fastai.data.transforms import Category, CategoryMap, MultiCategory
 from fastai.torch_basics import ItemTransform, Transform
 from fastai.torch_core import TensorCategory, TensorMultiCategory, default_device, show_image
-from fastai.vision.core import TensorImageBW
+from fastai.vision.core import TensorImageBW, TensorMask
 from fastcore.basics import chunked, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -98,12 +99,19 @@ class Augment(Transform):
         self.g = torch.Generator().manual_seed(seed)
     def encodes(self, x:TensorCrop):
         "Each crop with its own map, contrast and brightness"
-        x = warp(x.as_subclass(Tensor), random_affine(len(x), generator=self.g, **self.affine), self.mode)
+        self.theta = random_affine(len(x), generator=self.g, **self.affine)
+        x = warp(x.as_subclass(Tensor), self.theta, self.mode)
         if self.contrast or self.brightness:
             c, b = (2*torch.rand(2, len(x), 1, 1, 1, generator=self.g) - 1).to(x)
             m = x.mean((1, 2, 3), keepdim=True)
             x = ((x - m)*(1 + self.contrast*c) + m + self.brightness*b).clamp(0, 1)
         return TensorCrop(x)
+
+# %% ../../nbs/data/38_loaders.ipynb #d9e5ec0a
+@Augment
+def encodes(self, m:TensorMask):
+    "The masks `(B,S,S)` of the crops before them, by the very maps of these"
+    return TensorMask(warp(m.as_subclass(Tensor)[:,None].float(), self.theta, 'nearest')[:,0].to(m.dtype))
 
 # %% ../../nbs/data/38_loaders.ipynb #73289ff9
 class Standardise(Transform):
@@ -136,7 +144,10 @@ class TwoScales(ItemTransform):
         high = b[0]
         if high.shape[-1] != 2*self.img_size:
             high = F.interpolate(high, size=(2*self.img_size,)*2, mode='bilinear', antialias=True, align_corners=False)
-        return (downsample(high, 2), *(b[1:] or (high,)))
+        return (downsample(high, 2), *(self.mask(o) if isinstance(o, TensorMask) else o for o in b[1:] or (high,)))
+    def mask(self, m):
+        "A mask `(B,S,S)` at the low side; a pixel is inside when at least half of its area is"
+        return TensorMask((F.interpolate(m.as_subclass(Tensor)[:,None].float(), size=(self.img_size,)*2, mode='area')[:,0] >= .5).long())
 
 # %% ../../nbs/data/38_loaders.ipynb #aa1b0fa5
 class CropItems:
@@ -363,6 +374,39 @@ def lesion_dls(
     dl = lambda rows, aug=None, **kw: _loader(items(rows), img_size, batch_size, seed, workers, device, aug, **kw)
     single = len(parts[0]) > batch_size and len(parts[0]) % batch_size == 1
     return DataLoaders(dl(parts[0], aug, drop_last=single), *map(dl, parts[1:]), device=torch.device(device or default_device()))
+
+# %% ../../nbs/data/38_loaders.ipynb #d3ca6e53
+class MaskItems(CropItems):
+    "Rows of a crop cache with their masks"
+    def __init__(self,
+        cache:CropCache,      # The cache, built with `masks=True`
+        rows,                 # Row numbers `(n,)`
+        y=None,               # Not used: the mask is the target
+        vocab:list|None=None, # Names of the two classes
+    ):
+        if cache.masks is None: raise DataError(f'{cache.path}: keeps no masks; build it with masks=True')
+        super().__init__(cache, rows, vocab=vocab or ['background', 'lesion'])
+    def batch(self, idxs):
+        "Crops `(B,1,S,S)`, int16, and masks `(B,S,S)`, int64 of zeros and ones"
+        return *super().batch(idxs), TensorMask(torch.from_numpy(self.cache.masks[self.rows[idxs]].astype(np.int64)))
+
+# %% ../../nbs/data/38_loaders.ipynb #aec98e0d
+@delegates(Augment.__init__, but=['seed'])
+def mask_dls(
+    cache:CropCache,          # Crops with masks
+    img_size:int|None=None,   # Side of image and mask in pixels; half of the cache's by default
+    batch_size:int=64,        # Batch size
+    seed:int=0,               # Seed of order and augmentation
+    workers:int=0,            # Processes that gather
+    device=None,              # Device of the batches; fastai's default
+    **kwargs,                 # Options of `Augment`
+)->DataLoaders:               # Batches `(low (B,1,s,s), mask (B,s,s))` of zeros and ones; train, valid and test
+    """Loaders for segmentation; only the first one shuffles and augments
+
+    Raises `LeakError` when a patient is on two sides, `DataError` for a cache without masks."""
+    img_size, split = _checked(cache, img_size), cache.table.split
+    dl = lambda s, aug=None: _loader(MaskItems(cache, np.flatnonzero(split == s)), img_size, batch_size, seed, workers, device, aug)
+    return DataLoaders(dl('train', kwargs), dl('valid'), dl('test'), device=torch.device(device or default_device()))
 
 # %% ../../nbs/data/38_loaders.ipynb #24017ee7
 class CropOfRow(Transform):

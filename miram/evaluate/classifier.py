@@ -9,7 +9,7 @@ __all__ = ['NO_DIAGNOSIS', 'PROBES', 'fit_temperature', 'fit_isotonic', 'calibra
            'probe_crops', 'probe_job']
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #28ee9310
-import json, math
+import hashlib, json, math, re
 import numpy as np, pandas as pd, torch
 from dataclasses import dataclass, field
 from fastcore.basics import patch
@@ -22,9 +22,9 @@ from sklearn.isotonic import IsotonicRegression
 from types import SimpleNamespace
 from typing import NamedTuple
 from .. import __version__
-from ..data.cbis import mask_box, study_lesions
+from ..data.cbis import mask_box, read_mask, study_lesions
 from ..data.crops import CropCache, breast_side, build_crops, cut, level_crop, square_box, stretch
-from ..files import DataError, file_hash, replacing
+from ..files import DataError, file_hash, regular_file, replacing
 from ..data.pixels import read_pixels
 from .metrics import accuracy, bootstrap_ci, macro_auc
 from .finetune import finetune_probe
@@ -35,6 +35,7 @@ from ..data.labels import with_label
 from ..models.pretrained import Backbone, open_encoder
 from ..models.vit import Encoder, encode
 from ..models.weights import load_encoder, save_encoder
+from ..settings import check_number, check_table, json_table
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #0c70a1c3
 def fit_temperature(
@@ -209,16 +210,15 @@ def check_box(
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #6cce0cf5
 def read_mask_box(
-    path:str|Path, # Mask file: 0 outside, anything from half of its brightest value inside
+    path:str|Path, # Mask file in black and white, or a DICOM segmentation, see `read_mask`
     shape:tuple,   # `(H,W)` of the image that it belongs to
 )->tuple:          # `(x,y,w,h)` in pixels
-    "Box of a mask file; raises `DataError` for a mask of another size and for one that is all zero"
-    px = read_pixels(path)
-    if px.shape!=tuple(shape):
-        raise DataError(f'{path}: the mask has {px.shape[1]}×{px.shape[0]} pixels, its image {shape[1]}×{shape[0]}; '
+    "Box of a mask file; raises `DataError` for what is no mask, for one of another size and for one that is all zero"
+    mask = read_mask(path)
+    if mask.shape!=tuple(shape):
+        raise DataError(f'{path}: the mask has {mask.shape[1]}×{mask.shape[0]} pixels, its image {shape[1]}×{shape[0]}; '
                         'they must have the same size')
-    if not px.any(): raise DataError(f'{path}: the mask is all zero; it must be bright where the lesion is')
-    return mask_box(px>=max(int(px.max())//2, 1), shape)
+    return mask_box(mask, shape)
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #7977f358
 @patch
@@ -251,12 +251,88 @@ def predict(self:SavedClassifier,
     z = self.fit.scores(self.features(x))
     return Prediction(calibrated(z, self.calibration)[0], softmax(z, axis=1)[0], crop, x, box)
 
+# %% ../../nbs/evaluate/45_classifier.ipynb #870137b9
+_PARTS = ('encoder.safetensors', 'probe.safetensors')
+_fields = dict(format=int, kind=str, head=str, version=str, label=str, classes=tuple, pixels=dict, crop=dict, pool=str, calibration=dict,
+               provenance=dict, sha256=dict)
+_crop = dict(crop_size=int, context=float, window=tuple|None, side=str|None, level=bool, input=int)
+_how = dict(method=str, temperature=float, curves=tuple, lesions=int, patients=int, log_loss_before=float, log_loss=float)
+
+def _one_of(field, v, allowed):
+    "Raise unless `v` is one of `allowed`"
+    if v not in allowed: raise ValueError(f'{field}={v!r}: choose one of {", ".join(map(repr, allowed))}')
+
+def _check_crop(crop):
+    "Raise `ValueError` naming a setting of the crops that cannot be"
+    c = check_table(crop, _crop, at='crop')
+    for k,low,high in (('crop_size', 2, 8192), ('input', 1, 8192), ('context', .01, 100)): check_number(f'crop.{k}', c[k], low, high)
+    if c['crop_size']%c['input']: raise ValueError(f'crop.input={c["input"]}: must divide crop.crop_size={c["crop_size"]}')
+    if c['window'] is not None:
+        check_number('crop.window', c['window'], 0, 100)
+        if len(w := c['window'])!=2 or w[0]>=w[1]: raise ValueError(f'crop.window={w}: must be two rising percentiles')
+    _one_of('crop.side', c['side'], (None, 'LEFT', 'RIGHT'))
+
+# %% ../../nbs/evaluate/45_classifier.ipynb #e3cfa07d
+def _check_how(how, classes):
+    "Raise `ValueError` naming a part of the calibration that cannot be"
+    h = check_table(how, _how, set(_how)-{'method'}, 'calibration')
+    _one_of('calibration.method', h['method'], ('none', 'temperature', 'isotonic'))
+    if (need := dict(temperature='temperature', isotonic='curves').get(h['method'], 'method')) not in h:
+        raise ValueError(f'calibration.{need} is missing')
+    if 'temperature' in h: check_number('calibration.temperature', h['temperature'], 1e-3, 1e3)
+    for k in ('lesions', 'patients', 'log_loss', 'log_loss_before'):
+        if k in h: check_number(f'calibration.{k}', h[k], 0)
+        elif h['method']!='none' and k in ('lesions', 'patients'): raise ValueError(f'calibration.{k} is missing')
+    curves = h.get('curves', ((),)*classes)
+    if len(curves)!=classes: raise ValueError(f'calibration.curves: there are {len(curves)} for {classes} classes')
+    for i,c in enumerate(how.get('curves', ())):
+        at,xy = f'calibration.curves.{i}',c if isinstance(c, list) and len(c)==2 and all(isinstance(o, list) for o in c) else ()
+        if not xy or not 0<len(xy[0])==len(xy[1]): raise ValueError(f'{at}: must be two lists of the same length')
+        check_number(at, xy[0]+xy[1], 0, 1)
+        if xy[0]!=sorted(xy[0]) or xy[1]!=sorted(xy[1]): raise ValueError(f'{at}: must rise')
+
+
+# %% ../../nbs/evaluate/45_classifier.ipynb #b18f3286
+def _check_tested(t):
+    "Raise `ValueError` unless `t` is what `answer_text` prints about the test lesions, or nothing"
+    if t is None: return
+    if not isinstance(t, dict): raise ValueError(f'provenance.test={t!r}: must be a table')
+    for k in ('lesions', 'patients'):
+        if type(t.get(k)) is not int or t[k]<0: raise ValueError(f'provenance.test.{k}={t.get(k)!r}: must be a number of them')
+    auc = t.get('macro_auc')
+    if not isinstance(auc, list) or len(auc)!=3 or not all(type(v) in (int,float) and not (v<0 or v>1) for v in auc):
+        raise ValueError(f'provenance.test.macro_auc={auc!r}: must be value, low and high, from 0 to 1')
+
+def _check_info(info):
+    "Raise `ValueError` naming a field of `classifier.json` that is missing, unknown, of another type or out of its range"
+    check_table({k: v for k,v in info.items() if k!='provenance'}, {k: t for k,t in _fields.items() if k!='provenance'})
+    if not isinstance(info.get('provenance'), dict): raise ValueError('provenance is missing or no table')
+    _one_of('kind', info['kind'], ('miram lesion classifier',)); _one_of('head', info['head'], _HEADS)
+    _one_of('pool', info['pool'], ('avg','cls'))
+    if not info['label']: raise ValueError("label='': must be a name")
+    names = info['classes']
+    if not all(isinstance(c, str) and c for c in names) or len(set(names))!=len(names) or len(names)<2:
+        raise ValueError(f'classes={names!r}: must be two names or more, all different')
+    pix = check_table(info['pixels'], dict(mean=float, std=float), at='pixels')
+    check_number('pixels.mean', pix['mean'], 0, 1); check_number('pixels.std', pix['std'], high=1, above=0)
+    _check_crop(info['crop']); _check_how(info['calibration'], len(names)); _check_tested(info['provenance'].get('test'))
+    sums = check_table(info['sha256'], dict.fromkeys((*_PARTS, 'classifier.json'), str), ['classifier.json'], 'sha256')
+    for k,v in sums.items():
+        if not re.fullmatch('[0-9a-f]{64}', v): raise ValueError(f'sha256.{k}={v!r}: must be 64 hexadecimal digits')
+
+def _info_hash(info):
+    "SHA-256 of a description without its own"
+    own = info | dict(sha256={k: v for k,v in info['sha256'].items() if k!='classifier.json'})
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
 # %% ../../nbs/evaluate/45_classifier.ipynb #de9d4ed0
 def save_classifier(
     clf:SavedClassifier, # From `make_classifier`
     folder:str|Path,      # Folder to write, made if need be
 )->Path:                  # `folder`
-    "Write a classifier as safetensors and JSON, each file whole or not at all; raises `ValueError` for provenance that JSON cannot hold"
+    """Write a classifier as safetensors and JSON, each file whole or not at all
+
+    Raises `ValueError` for provenance that JSON cannot hold, and for a field that `load_classifier` would refuse."""
     d = Path(folder)
     info = dict(format=1, kind='miram lesion classifier', head=_kind(clf.fit), version=__version__, label=clf.label, classes=clf.classes,
                 pixels=clf.pixels, crop=clf.crop, pool=clf.pool, calibration=clf.calibration, provenance=clf.provenance)
@@ -265,39 +341,46 @@ def save_classifier(
     save_encoder(clf.encoder, d/'encoder.safetensors', **clf.pixels)
     arrays = {k: np.ascontiguousarray(v, dtype=np.float64) for k,v in clf.fit._asdict().items()}
     with replacing(d/'probe.safetensors') as f: save_file(arrays, f)
-    info['sha256'] = {f: file_hash(d/f) for f in ('encoder.safetensors','probe.safetensors')}
+    info['sha256'] = {f: file_hash(d/f) for f in _PARTS}
+    info = json.loads(json.dumps(info)); info['sha256']['classifier.json'] = _info_hash(info)
+    _check_info(info)
     with replacing(d/'classifier.json') as f: f.write_text(json.dumps(info, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
     return d
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #43d70717
-_fields = dict(head=str, label=str, classes=list, pixels=dict, crop=dict, pool=str, calibration=dict, provenance=dict, sha256=dict)
-
 def _read_info(path):
     "`classifier.json`, checked"
-    try: info = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise DataError(f'{path.parent}: holds no classifier ({path.name} is not there); '
-                                              'give a folder that save_classifier wrote') from None
-    except (OSError, ValueError) as e: raise DataError(f'{path}: cannot be read as JSON ({e}); save the classifier again') from None
-    if not isinstance(info, dict) or 'format' not in info: raise DataError(f'{path}: is not the description of a classifier')
-    if info['format']!=1: raise DataError(f'{path}: has format {info["format"]}, miram {__version__} reads format 1; install a newer miram')
-    for k,t in _fields.items():
-        if not isinstance(info.get(k), t): raise DataError(f'{path}: {k!r} is missing or no {t.__name__}; save the classifier again')
+    if not path.exists(): raise DataError(f'{path.parent}: holds no classifier ({path.name} is not there); '
+                                          'give a folder that save_classifier wrote')
+    try: info = json_table(regular_file(path).read_bytes(), path)
+    except OSError as e: raise DataError(f'{path}: cannot be read ({e.strerror})') from None
+    if type(f := info.get('format')) is not int: raise DataError(f'{path}: is not the description of a classifier (format={f!r})')
+    if f!=1: raise DataError(f'{path}: has format {f}, miram {__version__} reads format 1; install a newer miram')
+    try: _check_info(info)
+    except ValueError as e: raise DataError(f'{path}: {e}; save the classifier again') from None
+    if info['sha256'].get('classifier.json', own := _info_hash(info))!=own:
+        raise DataError(f'{path}: is not what was saved (its SHA-256 differs); save the classifier again')
     return info
 
 def _check_parts(d, info):
     "Raise unless the files are those that the description was written with"
-    for f in ('encoder.safetensors','probe.safetensors'):
+    for f in _PARTS:
         if not (d/f).is_file(): raise DataError(f'{d}: the classifier lacks {f}; save it again')
         if file_hash(d/f)!=info['sha256'].get(f): raise DataError(f'{d/f}: is not the file that the classifier was saved with')
 
 def _check_shapes(d, clf):
-    "Raise unless encoder, coefficients and classes fit together"
-    c,w = len(clf.classes),clf.encoder.embed_dim
+    "Raise unless encoder, coefficients, crops and classes fit together"
+    c,w,size = len(clf.classes),clf.encoder.embed_dim,clf.encoder.patch_embed.img_size
     want = dict(mean=(w,), scale=(w,), gain=(w,), shift=(w,), weight=(c,w), bias=(c,))
     for k,v in clf.fit._asdict().items():
-        if v.shape!=want[k] or not np.isfinite(v).all():
+        if v.shape!=want[k] or v.dtype.kind!='f' or not np.isfinite(v).all() or (k=='scale' and not v.all()):
             raise DataError(f'{d}: {k!r} of the probe has shape {v.shape} where {want[k]} is needed, or is not finite; '
                             'save the classifier again')
+    if tuple(size)!=(clf.crop['input'],)*2:
+        raise DataError(f'{d}/classifier.json: crop.input={clf.crop["input"]}: the encoder takes {size[0]}×{size[1]} pixels; save it again')
+    if clf.pool=='cls' and clf.encoder.cls_token is None:
+        raise DataError(f"{d}/classifier.json: pool='cls': the encoder has no CLS token; save the classifier again")
+
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #0ee692ef
 def load_classifier(
@@ -305,13 +388,12 @@ def load_classifier(
 )->SavedClassifier:
     """Read a classifier; nothing in the folder can run code
 
-    Raises `DataError`, naming the file, for a folder that holds none, a part of one, or parts of two."""
+    Raises `DataError`, naming file and field, for a folder that holds none, a part of one, parts of two, or what was changed since."""
     d = Path(folder)
     info = _read_info(d/'classifier.json')
     _check_parts(d, info)
-    if info['head'] not in _HEADS: raise DataError(f'{d}: has a head of kind {info["head"]!r}; there are {", ".join(_HEADS)}')
     try: fit = _HEADS[info['head']](**load_file(d/'probe.safetensors'))
-    except (SafetensorError, TypeError) as e:
+    except (SafetensorError, KeyError, TypeError) as e:
         raise DataError(f'{d/"probe.safetensors"}: does not hold the arrays of a {info["head"]} classifier ({e})') from None
     rest = {k: info[k] for k in ('label','classes','pixels','crop','pool','calibration','provenance')}
     clf = SavedClassifier(load_encoder(d/'encoder.safetensors'), fit, **rest)
@@ -443,15 +525,18 @@ def probe_crops(
     context:float=1.5,     # Side of a crop in longer sides of the lesion's box
     level:bool=False,      # Bring each crop to the same mean and contrast
     data_seed:int=0,       # Of the split
+    overwrite:bool=False,  # Replace crops in the results folder that were cut otherwise?
+    follow_links:bool=False, # May links among the images lead out of their folder?
 )->CropCache:
     "The crops to probe an encoder on, opened or cut; raises `DataError` for a source that cannot be used"
     if crops is not None:
         if lesions or images or cbis:
             raise DataError('--crops excludes --lesions, --images and --cbis: the cache holds its lesions already')
         return CropCache(crops)
-    table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed)
+    table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed, follow_links=follow_links)
     side = encoder.img_size if isinstance(encoder, Backbone) else 2*encoder.patch_embed.img_size[0]
-    return build_crops(table, root, Path(out)/'crops', crop_size=side, context=context, level=level)
+    return build_crops(table, root, Path(out)/'crops', crop_size=side, context=context, level=level,
+                       overwrite=overwrite, follow_links=follow_links)
 
 def probe_job(
     encoder:str|Path,      # File, folder or 'timm:NAME' for `open_encoder`

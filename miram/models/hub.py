@@ -16,8 +16,9 @@ from torch import nn
 from .. import __version__
 from .vit import Encoder, encode
 from ..files import replacing
+from ..settings import json_table
 from .pretrained import _weights_file
-from .weights import encoder_config, read_config
+from .weights import _saved_config, encoder_config, read_config, read_tensors
 
 # %% ../../nbs/models/29_hub.ipynb #67b191b5
 class _Features(nn.Module):
@@ -132,10 +133,7 @@ def _manifest(folder):
     "What a run recorded about itself in `folder`, `None` where there is nothing; raises `ValueError` for what is not JSON"
     path = folder/'manifest.json'
     if not path.is_file(): return None
-    try: told = json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f'{path}: is not JSON ({e}); mend it or take it away') from None
-    if not isinstance(told, dict): raise ValueError(f'{path}: holds a {type(told).__name__}, no manifest; take it away')
-    return told
+    return json_table(path.read_bytes(), path)
 
 # %% ../../nbs/models/29_hub.ipynb #e6a6a307
 def push(
@@ -145,8 +143,11 @@ def push(
     private:bool=True,   # Whether a new repository on the hub is private
     **kwargs             # Passed to `huggingface_hub.HfApi`, such as `token` or `endpoint`
 )->str:                  # Where it is now
-    "Publish weights, configuration, card and manifest; raises `ValueError` for a folder without a miram model or a senseless `repo`"
+    """Publish weights, configuration, card and manifest
+
+    Raises `ValueError` for a folder without a miram model, for damaged weights, and for a senseless `repo`."""
     source, there, cfg = Path(source), _is_folder(repo), read_config(source)
+    read_tensors(source/'model.safetensors', _saved_config(source))
     told = _manifest(source)
     with replacing(source/'README.md') as new: new.write_text(card or model_card(cfg, told), encoding='utf-8')
     names = ['config.json', 'model.safetensors', 'README.md', *(['manifest.json'] if told else [])]

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from ..files import DataError
 from .moco import MoCo
+from .weights import _saved_config, read_tensors
 from ..patches import sincos_2d
 from .vit import Encoder, layer_names, plain_vit, size_args
 from .weights import LoadReport, _build, _header, _some, check_unused, load_encoder
@@ -60,7 +60,7 @@ def read_state(
 
     Raises `FileNotFoundError`, and `ValueError` naming the file for damage, for a pickle with more than tensors, and for no tensors."""
     p = _weights_file(path)
-    if p.suffix=='.safetensors': _header(p); return load_file(p)
+    if p.suffix=='.safetensors': return read_tensors(p, _saved_config(p))
     if not p.is_file(): raise FileNotFoundError(f'{p}: no such file')
     ck = _unpickle(p)
     for k in ('model', 'state_dict'):

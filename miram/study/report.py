@@ -209,6 +209,8 @@ def study_job(
     chart:bool=False,       # Also measure the attentions alone
     dry:bool|None=None,     # Only say what it will cost; `False` says it before it starts, `None` does not say it
     say=print,              # Called with each line that tells what is being done
+    overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise?
+    follow_links:bool=False, # May links among the images lead out of their folder?
     **kwargs                # Passed to `run_pretraining`
 )->dict|None:               # Tables by task and probe; `None` when dry, and in all but the first of several processes
     "Lesions → crops → runs → costs → tables, figures and report"
@@ -216,13 +218,15 @@ def study_job(
     join_processes(kwargs.get('device'))
     def crops():
         say(f'[1/5] lesions: {cbis or lesions or f"a phantom of {patients} patients"}')
-        table,root = study_lesions(lesions, images, cbis, out/'phantom', patients, plan.label, data_seed, executor)
+        table,root = study_lesions(lesions, images, cbis, out/'phantom', patients, plan.label, data_seed, executor,
+                                   follow_links=follow_links)
         if dry is not None: say(cost_text(plan, table, getattr(executor, '_max_workers', 1)))
         check_plan(plan, table, None if dry else out)
         if dry: return None
         size = 2*plan.recipe.img_size
         say(f'[2/5] crops of {len(table)} lesions, {size}×{size} pixels')
-        return build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level).path
+        return build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level, overwrite=overwrite,
+                           follow_links=follow_links).path
     path = together(crops)
     if path is None: return
     cache = CropCache(path)

@@ -15,7 +15,6 @@ from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib
 from pathlib import Path
 from torch import nn
-from tqdm.auto import tqdm
 import miram
 from ..data.crops import CropCache
 from ..data.labels import encode_labels
@@ -23,7 +22,7 @@ from ..evaluate.classifier import probe_encoder
 from ..evaluate.features import encoder_hash
 from ..evaluate.probe import ProbeResult
 from ..files import DataError, replacing
-from ..jobs import claim
+from ..jobs import claim, progress_bar
 from ..models.pretrained import Backbone
 from ..models.weights import load_encoder, save_encoder
 from .plan import StudyPlan, check_plan, frozen_encoder, protocol
@@ -232,7 +231,7 @@ def _as_done(jobs, executor, progress):
     "The jobs as they end, with a bar where several work at them"
     if executor is None: yield from jobs.items(); return
     names = {j: c for c,j in jobs.items()}
-    for j in tqdm(as_completed(names), 'runs', len(names), disable=not progress, unit='run'): yield names[j],j
+    for j in progress_bar(as_completed(names), 'runs', len(names), disable=not progress, unit='run'): yield names[j],j
 
 def _outcome(out, c, job):
     "What `run_one` gave; an error that ended it from outside is recorded"

@@ -18,6 +18,7 @@ from fastcore.foundation import L
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from ..data.loaders import CropDL
+from ..errors import plain_error
 
 # %% ../../nbs/train/62_learner.ipynb #152e9f40
 _DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
@@ -299,13 +300,23 @@ def _begin(self:PretrainLearner):
     if self.pending is not None and self.at[1]==0: state,self.pending = self.pending,None; self.load_run_state(state)
 
 # %% ../../nbs/train/62_learner.ipynb #6a4c95ac
+def _close(cbs, failed):
+    "Close all callbacks; raise the first error among them, unless the fit has failed already"
+    first = None
+    for cb in cbs:
+        try: cb.close()
+        except Exception as e: first = first or e
+    if first is not None and not failed: raise first
+
 @patch
 def fit(self:PretrainLearner, n_epoch, lr=None, wd=None, cbs=None, **kwargs):
-    "fastai's `fit`, after which, however it ends, the callbacks that have a `close` are closed"
-    closers = [cb for cb in [*self.cbs, *L(cbs)] if hasattr(type(cb), 'close')]
-    try: super(PretrainLearner, self).fit(n_epoch, lr, wd, cbs, **kwargs)
-    finally:
-        for cb in closers: cb.close()
+    "fastai's `fit`, after which, however it ends, the callbacks that have a `close` are closed; errors come as they were raised"
+    closers,failed = [cb for cb in [*self.cbs, *L(cbs)] if hasattr(type(cb), 'close')],True
+    try: super(PretrainLearner, self).fit(n_epoch, lr, wd, cbs, **kwargs); failed = False
+    except Exception as e:
+        if (plain := plain_error(e)) is e: raise
+        raise plain from None
+    finally: _close(closers, failed)
 
 # %% ../../nbs/train/62_learner.ipynb #4e95f07c
 @patch

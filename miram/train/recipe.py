@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'RECIPES', 'Method', 'register_method', 'mask_feed', 'view
            'parse_settings', 'base_of', 'get_recipe', 'recipe_from', 'recipe_model']
 
 # %% ../../nbs/train/60_recipe.ipynb #c83bb168
-import json, torch
+import json, math, os, torch
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from fastcore.basics import patch
@@ -16,6 +16,7 @@ from torch import nn
 from typing import NamedTuple
 from ..attention.registry import attention_names, cross_attention_names
 from ..data.loaders import Augment
+from ..files import DataError, regular_file
 from ..masking import mask_noise
 from ..models.losses import MultiScaleLoss
 from ..models.miram import DECODERS, create_miram
@@ -139,7 +140,11 @@ class Recipe:
 # %% ../../nbs/train/60_recipe.ipynb #a9d19b01
 def _check_range(r):
     "Raise `ValueError` for a number out of its range"
-    check_positive(r, 'epochs', 'batch_size', 'lr'); check_warmup(r)
+    check_positive(r, 'epochs', 'batch_size', 'lr', 'img_size', 'patch_size', 'dec_dim', 'dec_depth', 'dec_heads', 'proj_hidden',
+                   'temperature')
+    check_warmup(r)
+    for k,most in dict(seed=2**32-1, momentum=1, focus=math.inf, weight_decay=math.inf).items():
+        if (v := getattr(r, k)) is not None and not 0<=v<=most: raise ValueError(f'{k}={v}: must lie in [0,{most}]')
     if r.micro is not None and not 0<r.micro<=r.batch_size:
         raise ValueError(f'micro={r.micro}: must lie between 1 and the batch_size of {r.batch_size}')
     if not 0<r.mask_ratio<1: raise ValueError(f'mask_ratio={r.mask_ratio}: must lie between 0 and 1')
@@ -154,6 +159,9 @@ def _check_arch(name):
 # %% ../../nbs/train/60_recipe.ipynb #b624c075
 def _check_decoding(r):
     "Raise `ValueError` naming the field of the decoders that cannot work"
+    if METHODS[r.method].loss is _masked_loss and (r.dec_dim%4 or r.dec_dim%r.dec_heads):
+        raise ValueError(f'dec_dim={r.dec_dim}, dec_heads={r.dec_heads}: the width must be divisible by 4, '
+                         'for the code of positions, and by the heads')
     known = cross_attention_names() if r.decoder=='cross' else attention_names()
     for a in (r.attention if isinstance(r.attention, tuple) else (r.attention,)):
         if a not in (None,*known): raise ValueError(f'attention={a!r}: with decoder={r.decoder!r} choose one of {", ".join(known)}')
@@ -172,11 +180,11 @@ def _check_recipe(r):
     _check_arch(r.arch)
     for f,allowed in dict(method=tuple(METHODS), precision=('auto','fp32','bf16','fp16'),
                           target=('native','upsampled'), decoder=DECODERS).items(): check_choice(r, f, allowed)
+    _check_range(r)
     _check_decoding(r)
     if not r.scales or set(r.scales)-{1,2}:
         raise ValueError(f'scales={r.scales}: choose from 1 and 2; crops are read at twice the resolution of img_size, not more')
     grid_size(r.img_size, r.patch_size)
-    _check_range(r)
     check_options(r, 'augment', Augment, 'seed'); check_options(r, 'views', TwoViews, 'size', 'mean', 'std', 'seed')
     if r.micro is not None and r.micro<r.batch_size and METHODS[r.method].batchwise:
         raise ValueError(f'micro={r.micro}: {r.method} compares the crops of the whole batch with each other, so in pieces it would have '
@@ -208,11 +216,12 @@ def settled(self:Recipe)->Recipe: # Nothing of the method's own is left open
 def read_settings(
     path:str|Path, # JSON or TOML file
 )->dict:
-    "The table in a JSON or TOML file; raises `ValueError` naming the file and the place of a syntax error"
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
-    text = path.read_text(encoding='utf-8')
-    try: d = json.loads(text) if path.suffix=='.json' else _toml(text)
+    "The table in a JSON or TOML file; raises `ValueError` naming the file and the place of a syntax error, `DataError` for what is no file"
+    path,most = Path(path),1<<20
+    if not os.path.lexists(path): raise FileNotFoundError(f'{path}: no such file')
+    if (size := regular_file(path).stat().st_size)>most: raise DataError(f'{path}: has {size} bytes; that is no file of settings')
+    try: d = (json.loads if path.suffix=='.json' else _toml)(path.read_text(encoding='utf-8'))
+    except RecursionError: raise ValueError(f'{path}: is nested too deeply to be read') from None
     except ValueError as e: raise ValueError(f'{path}: is no {path.suffix[1:].upper()} ({e})') from None
     if not isinstance(d, dict): raise ValueError(f'{path}: holds a {type(d).__name__}; a table of fields and values is needed')
     return d
@@ -225,15 +234,18 @@ def _toml(text):
 def parse_settings(
     settings, # Strings such as `'lr=1e-3'`, `'augment.vflip=.5'` or `'scales=[1]'`
 )->dict:
-    "Fields from the shell, nested by dots: JSON values, anything else as a string; raises `ValueError` for what has no `=`"
+    """Fields from the shell, nested by dots: JSON values, anything else as a string
+
+    Raises `ValueError` for what has no `=`, and for an option of what is no table."""
     d = {}
     for s in settings:
         k,eq,v = s.partition('=')
         if not eq or not k: raise ValueError(f'{s!r}: give field=value, such as epochs=20')
         try: v = json.loads('0'+v if v[:1]=='.' else v)
-        except ValueError: pass
+        except (ValueError, RecursionError): pass
         *tables,last = k.split('.'); here = d
-        for t in tables: here = here.setdefault(t, {})
+        for t in tables: here = here.setdefault(t, {}) if isinstance(here, dict) else None
+        if not isinstance(here, dict): raise ValueError(f'{s!r}: {".".join(tables)} was given a value before, which has no options')
         here[last] = v
     return d
 
@@ -244,6 +256,7 @@ def base_of(
     names,           # Names that are known
 )->str|Path:         # A known name, or a path, beside the file if there is such a file
     "Where a file starts from"
+    if not isinstance(base, (str,Path)): raise ValueError(f'{source}: base={base!r}: give a name or a file')
     beside = Path(source).parent/str(base)
     return beside if str(base) not in names and beside.is_file() else base
 
@@ -255,7 +268,8 @@ def get_recipe(
     if str(name) in RECIPES: return RECIPES[str(name)].change(**changes)
     if Path(name).suffix not in ('.json','.toml'):
         raise ValueError(f'unknown recipe {str(name)!r}; there are {", ".join(RECIPES)}, and files that end in .json or .toml')
-    return recipe_from(read_settings(name), name).change(**changes)
+    try: return recipe_from(read_settings(name), name).change(**changes)
+    except RecursionError: raise ValueError(f'{name}: its base leads back to itself') from None
 
 def recipe_from(
     d:dict,                 # Fields and values; `base` names the recipe that they start from

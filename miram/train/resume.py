@@ -7,7 +7,7 @@ __all__ = ['SLOTS', 'HOW', 'write_checkpoint', 'DamagedError', 'read_checkpoint'
            'run_identity', 'differences', 'Checkpoint']
 
 # %% ../../nbs/train/64_resume.ipynb #292dba7d
-import hashlib, json, numpy as np, os, pickle, signal, threading, time, torch, warnings
+import hashlib, json, numpy as np, os, pickle, re, signal, threading, time, torch, warnings
 from dataclasses import asdict, is_dataclass
 from fastai.callback.core import Callback
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ import miram
 from ..data.crops import crops_hash
 from ..data.loaders import CropDL
 from .learner import PretrainLearner
-from ..files import replacing
+from ..files import regular_file, replacing
 
 # %% ../../nbs/train/64_resume.ipynb #1117afb1
 _MARK = b'\nmiram-sha256 '
@@ -32,7 +32,7 @@ def write_checkpoint(
     path:str|Path, # File to write or to replace
     state:dict,    # Plain values and tensors
 ):
-    "Write `state` and its checksum, whole or not at all"
+    "Write `state` and its checksum, whole or not at all; raises `OSError`, naming the file, for a full disk"
     with replacing(path) as new:
         with open(new, 'wb') as f:
             s = _Summed(f); torch.save(state, s)
@@ -44,7 +44,7 @@ def _brief(e): return (str(e).splitlines() or [type(e).__name__])[0][:90]
 class DamagedError(ValueError): "A checkpoint that cannot be read"
 
 def _check_sum(path):
-    "Raise `DamagedError` unless the checksum at the end of a file is that of the rest"
+    "The checksum at the end of a file; raises `DamagedError` unless it is that of the rest"
     try:
         with open(path, 'rb') as f:
             h,left = hashlib.sha256(),os.fstat(f.fileno()).st_size-len(_MARK)-64
@@ -52,14 +52,16 @@ def _check_sum(path):
             why = None if f.read()==_MARK+h.hexdigest().encode() else 'its checksum does not fit'
     except OSError as e: why = _brief(e)
     if why: raise DamagedError(f'{path}: cannot be read as a checkpoint ({why}); delete it')
+    return h.hexdigest()
 
 def read_checkpoint(
     path:str|Path, # File from `write_checkpoint`
 )->dict:
     """The state in a file, without running anything in it
 
-    Raises `DamagedError` for a damaged file, and `ValueError` for a whole one that holds code or is no checkpoint."""
-    _check_sum(path)
+    Raises `DamagedError` for a damaged file, and `ValueError` for a whole one that holds code or is no checkpoint, and for what is no
+    file."""
+    _check_sum(regular_file(path))
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f'{path}: refused, it holds more than tensors and plain values ({_brief(e)}…)') from None
@@ -71,19 +73,31 @@ def read_checkpoint(
 # %% ../../nbs/train/64_resume.ipynb #7ada2b5b
 SLOTS = 'checkpoint-0.pt','checkpoint-1.pt'
 
+def _serial(path, state):
+    "The serial number of a checkpoint; raises `ValueError` where it has none"
+    n = state.get('serial')
+    if type(n) is int and n>=0: return n
+    raise ValueError(f'{path}: is no checkpoint that miram {miram.__version__} can read (its serial number is {n!r})')
+
 def newest_checkpoint(
     folder:str|Path, # Folder of a run
 )->tuple:            # The state and its file name; `(None, None)` when there is none
-    "The last checkpoint that can be read, warning of a damaged one; raises `DamagedError` when none can"
-    best,name,bad = None,None,[]
-    for s in SLOTS:
-        if not (f := Path(folder)/s).exists(): continue
+    """The last checkpoint that can be read, warning of a damaged one
+
+    Raises `DamagedError` when none can, and `ValueError` for one that is refused, see `read_checkpoint`, and for two that are not of one
+    run."""
+    found,bad = {},[]
+    for f in [Path(folder)/s for s in SLOTS]:
+        if not os.path.lexists(f): continue
         try: state = read_checkpoint(f)
         except DamagedError as e: bad.append(e); continue
-        if best is None or state['serial']>best['serial']: best,name = state,s
-    if bad and best is None: raise bad[0]
-    for e in bad: warnings.warn(f'{e}; going on from {name}')
-    return best,name
+        if (n := _serial(f, state)) in found and _check_sum(f)!=_check_sum(Path(folder)/found[n][1]):
+            raise ValueError(f'{f} and {found[n][1]} differ and are both number {n}: they are not of one run; delete the one that is not')
+        found[n] = state,f.name
+    if bad and not found: raise bad[0]
+    best = found[max(found)] if found else (None,None)
+    for e in bad: warnings.warn(f'{e}; going on from {best[1]}')
+    return best
 
 # %% ../../nbs/train/64_resume.ipynb #26d305f8
 def _world():
@@ -139,6 +153,18 @@ def _why(diff):
     if not any(d.startswith('processes ') for d in diff): return ''
     return ', and a model that contrasts the whole batch would see another one'
 
+def _tidy(folder):
+    "Delete what a process left under a temporary name when it was killed in a write"
+    for f in (folder.iterdir() if folder.is_dir() else ()):
+        if re.fullmatch(r'\..+\.[0-9a-f]{16}\.new', f.name) and not f.is_dir(): f.unlink(missing_ok=True)
+
+def _fits(state, about, path):
+    "Raise `ValueError` unless a checkpoint is whole and of the run that `about` describes"
+    if lost := {'about','at','train_iter','ranks','model','opt','rng','began','loaders','callbacks'}-set(state): raise ValueError(
+        f'{path}: is no checkpoint that miram {miram.__version__} can read (it has no {min(lost)!r})')
+    if diff := differences(state['about'], about): raise ValueError(
+        f'{path} is the checkpoint of another run ({"; ".join(diff)}{_why(diff)}): choose another folder, or delete this one')
+
 class Checkpoint(Callback):
     "Write the state of the run to two alternating files, and go on from the newer; raises `ValueError` when it is another run's"
     order = 95
@@ -151,15 +177,13 @@ class Checkpoint(Callback):
     ): self.folder,self.every,self.minutes,self.recipe,self.signals = Path(folder),every,minutes,recipe,signals
 
     def before_fit(self):
-        for f in self.folder.glob('.checkpoint-*.new'): f.unlink(missing_ok=True)
+        _tidy(self.folder)
         self.about,self.loop,self.signal,self.old = run_identity(self.learn, self.recipe),None,0,{}
         state,name = newest_checkpoint(self.folder)
         self.serial,self.slot = (0,0) if state is None else (state['serial']+1,1-SLOTS.index(name))
         if state is None: self.resumed = None; self.save()
         else:
-            if diff := differences(state['about'], self.about): raise ValueError(
-                f'{self.folder} holds the checkpoint of another run ({"; ".join(diff)}{_why(diff)}): '
-                'choose another folder, or delete this one')
+            _fits(state, self.about, self.folder/name)
             self.resumed,self.learn.pending = tuple(state['at']),_own(state)
         self.done,self.when = self.learn.train_iter if state is None else state['train_iter'],time.monotonic()
         if self.signals and threading.current_thread() is threading.main_thread():

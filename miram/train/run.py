@@ -6,7 +6,7 @@
 __all__ = ['recipe_dls', 'run_pretraining', 'run_cost', 'write_run', 'loop_overhead']
 
 # %% ../../nbs/train/67_run.ipynb #a61b4d88
-import json, numpy as np, pandas as pd, random, time, torch
+import json, numpy as np, os, pandas as pd, random, time, torch
 from dataclasses import asdict
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
@@ -16,7 +16,7 @@ import miram
 from ..data.crops import CropCache
 from ..data.labels import labelled, with_label
 from ..data.loaders import pretrain_dls
-from ..files import replacing
+from ..files import DataError, replacing
 from ..memory import hardware
 from ..models.weights import save_encoder, save_model
 from .learner import PretrainLearner
@@ -62,6 +62,13 @@ def _distributed(device):
     from miram.train.distributed import Distributed
     return [Distributed(cpu=torch.device(device or default_device()).type=='cpu')]
 
+def _unused(out):
+    "Raise `DataError` for a folder with a run that has no checkpoints to go on from: it would be overwritten"
+    if any(os.path.lexists(out/s) for s in SLOTS): return
+    for f in ('trained.json','model.safetensors','steps.csv'):
+        if os.path.lexists(out/f): raise DataError(f'{out} holds a run without its checkpoints ({f}), which a new one would overwrite; '
+                                                   'choose another folder, or delete that one')
+
 # %% ../../nbs/train/67_run.ipynb #c83aa31b
 def run_pretraining(
     recipe:Recipe,           # What to do
@@ -83,8 +90,10 @@ def run_pretraining(
 )->PretrainLearner:          # Trained
     """Pretrain by a recipe in a folder that can be left and come back to; sets the global random seeds
 
-    Raises `ValueError` with the differences for a folder of another run, `DataError` for crops that are too small."""
+    Raises `ValueError` with the differences for a folder of another run, `DataError` for one whose checkpoints are gone and for crops
+    that are too small."""
     out,recipe = Path(out),recipe.settled()
+    _unused(out)
     random.seed(recipe.seed); np.random.seed(recipe.seed); torch.manual_seed(recipe.seed)
     look = _watchers(recipe, cache, out, label, pictures, denorm, probe, tensorboard)
     bar = StepBar(desc or recipe.method, not progress or rank_distrib()>0)

@@ -6,15 +6,14 @@
 __all__ = ['aside', 'RunLog', 'Pictures', 'feature_health', 'CollapseDetector', 'OnlineProbe', 'wandb_callbacks', 'StepBar']
 
 # %% ../../nbs/train/66_watch.ipynb #ec5775f5
-import csv, numpy as np, pandas as pd, resource, time, torch, warnings
-from contextlib import contextmanager
+import csv, numpy as np, os, pandas as pd, re, resource, time, torch, warnings
+from contextlib import ExitStack, contextmanager
 from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 from pathlib import Path
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from tqdm.auto import tqdm
 from types import SimpleNamespace
 from ..data.crops import CropCache
 from ..data.labels import encode_labels
@@ -25,8 +24,8 @@ from ..viz.plot import figure_png, plot_reconstruction
 from ..evaluate.features import cached_features, frozen
 from ..evaluate.probe import knn_vote
 from ..models.vit import encode
-from ..files import replacing
-from ..jobs import bar_line
+from ..files import naming, regular_file, replacing
+from ..jobs import progress_bar
 
 # %% ../../nbs/train/66_watch.ipynb #a3ce3627
 @contextmanager
@@ -60,17 +59,22 @@ class RunLog(Callback):
         tensorboard:bool=True, # Also write for TensorBoard, where it is installed
     ): self.folder,self.every,self.tensorboard,self.file,self.board = Path(folder),every,tensorboard,None,None
 
-    def before_fit(self): self.rows,self.last,self.wait_before,self.quiet = [],None,self.learn.waited,rank_distrib()>0
+    def before_fit(self): self.rows,self.last,self.wait_before,self.quiet,self.begun = [],None,self.learn.waited,rank_distrib()>0,False
     def before_train(self): self.last,self.wait_before = time.perf_counter(),self.learn.waited
 
 # %% ../../nbs/train/66_watch.ipynb #225a8474
 _SEEN = 'images_per_s','data_wait','memory_mib' # what the record of a run does not know
 
+def _figure(v):
+    "A figure from a file as it stands there, or nothing where it is none"
+    try: return v if np.isfinite(float(v)) else ''
+    except ValueError: return ''
+
 @patch
 def _row(self:RunLog, rec, seen):
     "The row of a step, from its record and from what was seen of speed and memory"
     row = {k: rec[k] for k in ('step','loss','lr','grad_norm','skipped')}
-    row |= dict(epoch=rec['step']//len(self.learn.dls.train)+1) | {k: seen.get(k, '') for k in _SEEN}
+    row |= dict(epoch=rec['step']//len(self.learn.dls.train)+1) | {k: _figure(seen.get(k, '')) for k in _SEEN}
     return row | {f'loss_{s}': v for s,v in zip(self._names(rec['parts']), rec['parts'])}
 
 @patch
@@ -92,18 +96,36 @@ def _names(self:RunLog, parts):
 
 def _whole_rows(path):
     "The rows of a csv file by their step; not those that are cut, and none of a file that is missing, empty or no text"
-    text = Path(path).read_text(errors='replace') if Path(path).exists() else ''
+    text = regular_file(path).read_text(errors='replace') if os.path.lexists(path) else ''
     rows = csv.DictReader(text.replace('\0', '').split('\n')[:-1]) # behind the last line end is half a row
-    return {int(r['step']): r for r in rows if None not in r and None not in r.values() and (r.get('step') or '').isdigit()}
+    return {int(r['step']): r for r in rows
+            if None not in r and None not in r.values() and re.fullmatch('[0-9]{1,15}', r.get('step') or '')}
+
+def _ours(rows, rec, path):
+    "Those rows whose loss is the recorded one; warns of others"
+    def same(r, s):
+        try: return repr(float(r.get('loss', '')))==repr(float(s['loss']))
+        except ValueError: return False
+    other = [s['step'] for s in rec if s['step'] in rows and not same(rows[s['step']], s)]
+    if other: warnings.warn(f'{path}: {len(other)} of its rows, the first of step {other[0]}, are not of this run; '
+                            'they are replaced by what the checkpoint has recorded')
+    return {k: r for k,r in rows.items() if k not in other}
+
+@patch
+def _renew(self:RunLog, rec):
+    "Write the file anew, from the record of some steps and what the old file knows besides"
+    path = self.folder/'steps.csv'
+    old = _ours(_whole_rows(path), rec, path)
+    done = [self._row(r, old.get(r['step'], {})) for r in rec]
+    with replacing(path) as new: pd.DataFrame(done).to_csv(new, index=False) if done else new.touch()
 
 @patch
 def _open(self:RunLog):
-    "Write the file anew up to the rows that wait, from the record and what the old file knows besides; go on behind it"
-    path,rec = self.folder/'steps.csv',self.learn.scale_recorder.steps
-    first,old = self.rows[0]['step'] if self.rows else rec[-1]['step'],_whole_rows(path)
-    done = [self._row(r, old.get(r['step'], {})) for r in rec if r['step']<first]
-    with replacing(path) as new: pd.DataFrame(done).to_csv(new, index=False) if done else new.touch()
-    self.file = open(path, 'a', newline='')
+    "Renew the file up to the rows that wait, and go on behind it"
+    rec = self.learn.scale_recorder.steps
+    first = self.rows[0]['step'] if self.rows else rec[-1]['step']
+    self._renew([r for r in rec if r['step']<first])
+    self.file,self.begun = open(self.folder/'steps.csv', 'a', newline=''),True
     if self.tensorboard: self.board = _tensorboard(self.folder/'tensorboard', first)
 
 def _tensorboard(folder, step):
@@ -116,9 +138,10 @@ def _tensorboard(folder, step):
 @patch
 def _flush(self:RunLog):
     if not self.rows or self.file is None: return
-    w = csv.DictWriter(self.file, list(self.rows[0]))
-    if self.file.tell()==0: w.writeheader()
-    w.writerows(self.rows); self.file.flush()
+    with naming(self.folder/'steps.csv'):
+        w = csv.DictWriter(self.file, list(self.rows[0]), lineterminator='\n')
+        if self.file.tell()==0: w.writeheader()
+        w.writerows(self.rows); self.file.flush()
     if self.board is not None:
         for r in self.rows:
             for k in r.keys()-{'step','epoch'}: self.board.add_scalar(f'train/{k}', float(r[k]), r['step'])
@@ -136,13 +159,21 @@ def after_epoch(self:RunLog):
         self.board.flush()
 
 @patch
-def close(self:RunLog): self._flush(); self._shut()
+def after_fit(self:RunLog):
+    if self.quiet or self.begun: return
+    if rec := self.learn.scale_recorder.steps: self._renew(rec)
+
+@patch
+def close(self:RunLog):
+    try: self._flush()
+    finally: self._shut()
 
 @patch
 def _shut(self:RunLog):
-    if self.file is not None: self.file.close()
-    if self.board is not None: self.board.close()
-    self.file = self.board = None
+    file,board,self.file,self.board = self.file,self.board,None,None
+    with ExitStack() as stack:
+        for o in (file, board):
+            if o is not None: stack.callback(o.close)
 
 @patch
 def state_dict(self:RunLog): return dict(rows=list(self.rows))
@@ -272,12 +303,13 @@ class StepBar(Callback):
     def __init__(self,
         desc:str='',        # Text in front of the bar
         disable:bool=False, # Show nothing
-    ): self.desc,self.off = desc,disable
-    def before_fit(self):
-        self.bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=self.desc, disable=self.off, leave=True, mininterval=.5,
-                        position=bar_line())
+    ): self.desc,self.off,self.bar = desc,disable,None
+    def before_fit(self): self.bar = None
     def after_batch(self):
-        if not self.training: return
-        self.bar.n = self.learn.train_iter-1
-        self.bar.update(); self.bar.set_postfix(loss=f'{self.loss.item():.3f}', refresh=False)
-    def close(self): self.bar.close()
+        if not self.training or self.off: return
+        done,bar,total = self.learn.train_iter-1,self.bar,self.n_epoch*len(self.dls.train)
+        if bar is None: bar = self.bar = progress_bar(None, self.desc, total, unit='step', initial=done)
+        bar.n,bar.last_print_n = done,min(bar.last_print_n, done)
+        bar.set_postfix(loss=f'{self.loss.item():.3f}', refresh=False); bar.update()
+    def close(self):
+        if self.bar is not None: self.bar.close()

@@ -6,9 +6,9 @@
 __all__ = ['suspect_lesions', 'lesion_figure', 'write_check']
 
 # %% ../../nbs/viz/52_check.ipynb #18822f30
-import functools, html, numpy as np, pandas as pd
+import functools, html, re, numpy as np, pandas as pd
 from pathlib import Path
-from ..data.cbis import CbisReport, report_text
+from ..data.cbis import LEVELS, CbisReport, report_head
 from ..data.pixels import read_pixels
 from ..files import DataError, replacing
 from .plot import canvas, html_figures, html_page
@@ -55,22 +55,48 @@ def lesion_figure(
     return fig
 
 # %% ../../nbs/viz/52_check.ipynb #863885cb
+_MEANS = dict(damage='Files that cannot be used as they are: download them again.', missing='What the archive has and this folder has not.',
+              suspect='For a human eye: nothing is broken, and something does not fit.',
+              rejected='Left out by design, since nobody can know where the lesion lies.', note='What is handled; there is nothing to do.')
+
+_STYLE = '<style>td{white-space:normal;overflow-wrap:anywhere} td:first-child{min-width:12em}</style>'
+
 def _shown(rows):
     "Lesions as HTML, each with what is wrong with it"
     figs = {l.lesion_id: lesion_figure(l) for _,l in rows.iterrows()}
     return html_figures(figs, dict(zip(rows.lesion_id, rows.why))) or '<p>None.</p>'
 
+def _anchor(*words): return re.sub(r'[^a-z0-9]+', '-', '-'.join(words).lower())
+
+def _summary(findings):
+    "All sorts of findings with their numbers, each a link to its place on the page"
+    n = findings.groupby(['level', 'what'], sort=False).size()
+    rows = [f'<tr><td>{l}</td><td><a href="#{_anchor(l, w)}">{html.escape(w)}</a></td><td>{k}</td></tr>' for (l,w),k in n.items()]
+    return f'<table><tr><th>level</th><th>what</th><th>number</th></tr>{"".join(rows)}</table>' if rows else '<p>Nothing was found.</p>'
+
+def _level(findings, level, extra=''):
+    "A level's findings in full, the first 100 of a sort; '' where there is none"
+    out = [f'<h3 id="{_anchor(level, w)}">{html.escape(w)} ({len(g)})</h3>' + (f'<p>The first 100 of {len(g)}.</p>' if len(g) > 100 else '')
+           + g[['detail', 'where']].head(100).to_html(border=0, index=False)
+           for w,g in findings[findings.level == level].groupby('what', sort=False)]
+    return f'<h2 id="{level}">{level.title()}</h2><p>{_MEANS[level]}</p>{"".join(out)}{extra}' if out or extra else ''
+
+# %% ../../nbs/viz/52_check.ipynb #6aa36616
 def write_check(
     path:str|Path,       # HTML file to write
     report:CbisReport,   # From `check_archive`
     pictures:int=12,     # At most so many suspects in pictures
 )->Path:                 # `path`
-    "The report of an archive as one HTML page that needs no other file"
-    sus = suspect_lesions(report, pictures)
+    "The report of an archive as one HTML page, damage first and notes last; raises `DataError` for a negative number of pictures"
+    if pictures < 0: raise DataError(f'pictures (--pictures) is {pictures}; give a number of suspects to show, or 0')
+    sus, f = suspect_lesions(report, pictures), report.findings
     rest = report.lesions[report.lesions.rows.notna() & ~report.lesions.lesion_id.isin(sus.lesion_id)]
     sound = rest.iloc[np.linspace(0, len(rest)-1, min(4, len(rest))).round()] if len(rest) else rest
-    findings = report.findings.groupby('what').head(100).to_html(border=0, index=False)
-    body = (f'<pre>{html.escape(report_text(report))}</pre><h2>Suspects</h2>{_shown(sus)}<h2>Sound lesions, for comparison</h2>'
-            f'{_shown(sound)}\n<h2>All findings</h2><p>At most 100 of a sort.</p>{findings}')
+    seen = f'<h3>Lesions to look at</h3>{_shown(sus)}' if len(sus) else ''
+    parts = [_level(f, l, seen if l == 'suspect' else '') for l in LEVELS]
+    head = report_head(report)
+    body = (f'{_STYLE}<p>{html.escape(head.splitlines()[0])}</p><h2>What was found</h2>{_summary(f)}'
+            f'<h2>Numbers</h2><pre>{html.escape(head)}</pre>{"".join(parts[:-1])}'
+            f'<h2>Sound lesions, for comparison</h2>{_shown(sound)}{parts[-1]}')
     with replacing(path) as f: f.write_text(html_page(f'CBIS-DDSM: {report.status}', body), encoding='utf-8')
     return Path(path)
