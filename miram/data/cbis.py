@@ -279,7 +279,7 @@ def is_mask(
     top = px.max()
     if top == 0 or px.min() > 0: return False
     if ((px == 0) | (px == top)).all(): return True
-    low, high = px < 2**13, px >= 2**16 - 2**13
+    low, high = px < top//8, px >= top - top//8
     return bool(high.any() and low.mean() > .1 and (low | high).mean() > .99)
 
 # %% ../../nbs/data/36_cbis.ipynb #cf06b286

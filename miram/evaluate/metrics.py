@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['accuracy', 'MissingClassWarning', 'class_recall', 'balanced_accuracy', 'ranked_counts', 'class_auc', 'class_ap',
            'macro_auc', 'macro_ap', 'micro_auc', 'micro_ap', 'brier', 'calibration_bins', 'ece', 'per_class',
-           'metric_set', 'resample_counts', 'expanded_levels', 'bootstrap_ci', 'swap_patterns', 'PairedDifference',
-           'by_column', 'pooled', 'paired_difference', 'placements', 'delong', 'holm']
+           'metric_set', 'resample_counts', 'expanded_levels', 'percentile_interval', 'logit_interval', 'bootstrap_ci',
+           'swap_patterns', 'PairedDifference', 'by_column', 'pooled', 'paired_difference', 'placements', 'delong',
+           'holm', 'malignancy_pairs', 'within_kind', 'sensitivity_at', 'specificity_at', 'malignancy_metrics',
+           'by_stratum']
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #64fc057f
 import warnings
 from typing import NamedTuple
 
 import numpy as np, pandas as pd
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 from scipy.stats import rankdata
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #a4032736
@@ -277,6 +279,15 @@ def _over(metric, y, p, w, block=100):
     "`metric` for every row of `w` `(n,N)`"
     return np.concatenate([np.atleast_1d(metric(y, p, w[i:i+block])) for i in range(0, len(w), block)])
 
+def percentile_interval(
+    value,     # Of the metric
+    boot,      # Its values in the resamples `(n_boot,)`, nan where it is undefined
+    n_groups,  # Number of patients
+    level=.95, # Coverage wanted
+)->np.ndarray: # Lower and upper end `(2,)`, nan when no resample has a value
+    "Expanded percentiles of the resampled values"
+    return np.nanquantile(boot, expanded_levels(n_groups, level)) if np.isfinite(boot).any() else np.full(2, np.nan)
+
 def _warn_rare(y, w):
     "Say which classes of `y` are missing in some of the resamples `w`"
     y = np.asarray(y); hot = _hot(y, int(y.max())+1 if y.ndim == 1 else None)
@@ -284,6 +295,18 @@ def _warn_rare(y, w):
     for c in np.flatnonzero(none):
         warnings.warn(f'class {c} ({hot[:,c].sum()} lesions) is missing in {none[c]} of {len(w)} resamples, '
                       'which leave it out of their means', MissingClassWarning, stacklevel=3)
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #949cfdb4
+def logit_interval(
+    value,     # Of a metric with values in [0,1]
+    boot,      # Its values in the resamples `(n_boot,)`, nan where it is undefined
+    n_groups,  # Number of patients
+    level=.95, # Coverage wanted
+)->np.ndarray: # Lower and upper end `(2,)`
+    "Interval by the standard deviation of the resampled values, symmetric in the log-odds of `value`; percentiles where that is 0 or 1"
+    if not 0 < value < 1: return percentile_interval(value, boot, n_groups, level)
+    half = stdtrit(n_groups-1, (1+level)/2) * np.nanstd(boot, ddof=1) / (value*(1-value))
+    return expit(logit(value) + np.array([-half, half]))
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #dafffe68
 def bootstrap_ci(
@@ -299,9 +322,10 @@ def bootstrap_ci(
     metrics = metrics or (accuracy, balanced_accuracy, macro_auc, macro_ap)
     if not isinstance(metrics, dict): metrics = {f.__name__: f for f in metrics}
     _, g = _codes(groups, len(y))
-    w, levels = resample_counts(groups, n_boot, seed), expanded_levels(g, level)
+    w = resample_counts(groups, n_boot, seed)
     _warn_rare(y, w)
-    rows = {k: [f(y, p), *np.nanquantile(_over(f, y, p, w), levels)] for k,f in metrics.items()}
+    def ends(f, v): return getattr(f, 'interval', percentile_interval)(v, _over(f, y, p, w), g, level)
+    rows = {k: [v := f(y, p), *ends(f, v)] for k,f in metrics.items()}
     return pd.DataFrame.from_dict(rows, orient='index', columns=['value', 'low', 'high']).rename_axis('metric')
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #c1a4122c
@@ -416,3 +440,110 @@ def holm(
     p = np.asarray(p, dtype=float); order = np.argsort(p, kind='stable'); out = np.empty(len(p))
     out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)
     return out
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #88c7c3fe
+def malignancy_pairs(
+    classes, # Names of the classes, in the order of the columns of the probabilities
+)->dict:     # Column of the benign and of the malignant class by kind, such as `dict(mass=(0,1))`; the kind is `''` where classes name none
+    "Which classes are the benign and the malignant one of a kind; empty for a task that does not ask for malignancy"
+    names = list(map(str, classes))
+    return {b[6:].strip('_').lower(): (names.index(b), names.index(m))
+            for b in names if b.startswith('BENIGN') and (m := 'MALIGNANT'+b[6:]) in names}
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #57c14989
+def _given_kind(p, benign, malignant):
+    "Probability of the malignant class among the two `(n,)`, ½ where both are 0"
+    b, m = p[:,benign], p[:,malignant]
+    return np.divide(m, b+m, out=np.full(len(p), .5), where=b+m > 0)
+
+def within_kind(
+    metric,        # Function `(y,p,w)` of two classes, such as `macro_auc` or `accuracy`
+    benign:int,    # Column of the benign class
+    malignant:int, # Column of the malignant class
+):                 # Function `(y,p,w)` of all classes; nan where no lesion is of the two
+    "`metric` of malignant against benign among the lesions of one kind, from the probabilities of all classes"
+    def among(y, p, w=None):
+        y, p, w = _check(y, p, w); there = (y == benign) | (y == malignant)
+        if not there.any(): return np.full(w.shape[:-1], np.nan)[()]
+        with np.errstate(invalid='ignore'):
+            return metric((y[there] == malignant).astype(int), _given_kind(p, benign, malignant)[there], w[...,there])
+    def rescale(p):
+        r, q = rankdata(_given_kind(p, benign, malignant))/(len(p)+1), np.zeros(p.shape)
+        q[:,benign], q[:,malignant] = 1-r, r
+        return q
+    if hasattr(metric, 'rescale'): among.rescale = rescale
+    if metric is macro_auc: among.interval = logit_interval
+    return among
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #5b8d910e
+def _curve_points(y, p, w):
+    "True and false positive rates `(…,K)` at each threshold; nan without a positive or a negative"
+    y, p, w = _check(y, p, w)
+    if y.ndim == 2 or p.shape[1] != 2: raise ValueError('sensitivity and specificity need two classes: see `within_kind` for more')
+    tp, fp = ranked_counts(y == 1, p[:,1], w)
+    both = tp[...,-1:]*fp[...,-1:] > 0
+    with np.errstate(invalid='ignore', divide='ignore'): return (np.where(both, o/o[...,-1:], np.nan) for o in (tp, fp))
+
+def _check_share(what, x):
+    if not 0 <= x <= 1: raise ValueError(f'{what}={x}: must be a share of [0,1]')
+
+def sensitivity_at(
+    specificity:float, # Share of the benign lesions, in [0,1], that is left alone at least
+):                     # Function `(y,p,w)` of two classes, with values in [0,1]
+    "The metric: share of class 1 that is found at this specificity; raises `ValueError` for a share outside [0,1]"
+    _check_share('specificity', specificity)
+    def sensitivity(y, p, w=None):
+        tpr, fpr = _curve_points(y, p, w)
+        best = np.where(fpr <= 1-specificity+1e-9, tpr, 0).max(-1)
+        return np.where(np.isnan(tpr[...,-1]), np.nan, best)[()]
+    sensitivity.rescale = by_column
+    return sensitivity
+
+def specificity_at(
+    sensitivity:float, # Share of the malignant lesions, in [0,1], that is found at least
+):                     # Function `(y,p,w)` of two classes, with values in [0,1]
+    "The metric: share of class 0 that is left alone at this sensitivity; raises `ValueError` for a share outside [0,1]"
+    _check_share('sensitivity', sensitivity)
+    def specificity(y, p, w=None):
+        tpr, fpr = _curve_points(y, p, w)
+        best = 1-np.where(tpr >= sensitivity-1e-9, fpr, 1).min(-1)
+        return np.where(np.isnan(tpr[...,-1]), np.nan, best)[()]
+    specificity.rescale = by_column
+    return specificity
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #07ce8e16
+def malignancy_metrics(
+    classes,               # Names of the classes, in the order of the columns of the probabilities
+    specificity:float=.9,  # At which the sensitivity is told
+    sensitivity:float=.9,  # At which the specificity is told
+)->dict:                   # Functions `(y,p,w)` by name, such as `auc_mass`; empty for a task that does not ask for malignancy
+    "How well malignant lesions are told from benign ones, kind by kind: AUC, accuracy, and both ends of the ROC curve that a reader fixes"
+    d = {}
+    for k,pair in malignancy_pairs(classes).items():
+        of = dict(auc=macro_auc, accuracy=accuracy, sensitivity=sensitivity_at(specificity), specificity=specificity_at(sensitivity))
+        d |= {f'{n}_{k}' if k else n: within_kind(f, *pair) for n,f in of.items() if k or n in ('sensitivity','specificity')}
+    return d
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #f9cf9c48
+def by_stratum(
+    y,            # Class numbers `(N,)`
+    p,            # Class probabilities `(N,C)`, or what else `metric` takes, a row a lesion
+    groups,       # Patient of each lesion `(N,)`
+    strata,       # What each lesion is, by name: columns `(N,)` of a table or dict; a lesion with a missing value is in no part
+    metric,       # Function `(y,p,w)`
+    pair=(0,1),   # Numbers of the benign and the malignant class; other lesions take no part
+    least=10,     # Patients with a lesion of either class that a part needs
+    n_boot=2000,  # Number of resamples
+    seed=0,       # Seed of the resamples
+)->pd.DataFrame:  # A row a part, the whole first: `stratum level lesions malignant value low high`, the last three nan for too few patients
+    "A metric in each part of the lesions of one kind, with patient-clustered intervals"
+    y, p, groups, rows = np.asarray(y), np.asarray(p), np.asarray(groups), []
+    cols = {'all': pd.Categorical(['all']*len(y))} | {k: pd.Categorical(v) for k,v in dict(strata).items()}
+    for (k,c),level in ((kc, l) for kc in cols.items() for l in kc[1].categories):
+        of = np.isin(y, pair) & np.asarray(c == level)
+        few = min(len(np.unique(groups[of & (y == i)])) for i in pair)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', MissingClassWarning)
+            ci = [np.nan]*3 if few < least else bootstrap_ci(y[of], p[of], groups[of], n_boot, seed=seed, metrics=dict(v=metric)).loc['v']
+        rows.append((k, str(level), int(of.sum()), int((y[of] == pair[1]).sum()), *ci))
+    return pd.DataFrame(rows, columns=['stratum', 'level', 'lesions', 'malignant', 'value', 'low', 'high'])

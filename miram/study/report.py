@@ -23,11 +23,11 @@ from ..files import replacing
 from ..jobs import cores, process_pool
 from ..memory import hardware
 from .plan import StudyPlan, check_plan, plan_cost
-from .runs import run_study
+from .runs import run_study, write_floors
 from .tables import Study, read_study, write_tables
 from ..train.distributed import join_processes, together
 from ..train.recipe import METHODS, recipe_model
-from ..viz.plot import (figure_png, html_figures, html_page, plot_cost, plot_intervals, plot_learning_curve, plot_losses,
+from ..viz.plot import (figure_png, html_figures, html_page, plot_cost, plot_intervals, plot_learning_curve, plot_losses, plot_parts,
                             plot_reconstruction)
 
 # %% ../../nbs/study/78_report.ipynb #60846cb7
@@ -76,20 +76,28 @@ def _reconstructions(study, cache):
     return {f'reconstruction-{m}': plot_reconstruction(v, low, high, n=4, generator=torch.Generator().manual_seed(0),
                                                        title=f'{m}, validation lesions') for m,v in models.items()}
 
+def _task_figures(name, s, cache):
+    "Intervals over the floors, and malignancy in parts of the test lesions, kind by kind"
+    ci,show = s.intervals(),[m for m in s.columns() if not m.startswith('accuracy_')]
+    figs = {name: plot_intervals(ci[ci.metric.isin(show)], show, reference_of(s), f'{name}: test patients, 95 % intervals by patient',
+                                 s.floor_intervals())}
+    for k,t in s.strata(cache.table).groupby('kind', sort=False):
+        figs['-'.join([name, 'parts', k]).strip('-')] = plot_parts(t, ' '.join([name, k, 'malignant against benign']))
+    return figs
+
 def study_figures(
     studies:dict,    # From `read_study`
     cache:CropCache, # Crops
     curves:pd.DataFrame|None=None, # From `Study.learning_curves`
     chart:pd.DataFrame|None=None,  # From `attention_cost`
 )->dict:             # Figures by file name
-    "Intervals of every task and probe, losses, reconstructions, and learning curves and the cost chart where they were computed"
+    "Intervals and parts of every task and probe, losses, reconstructions, and learning curves and the cost chart where they were computed"
     figs,first = {},next(iter(studies.values()))
-    for (t,p),s in studies.items():
-        ci,show = s.intervals(),[m for m in ('accuracy','macro_auc','macro_ap') if m in s.metrics]
-        figs[f'{t}-{p}'] = plot_intervals(ci[ci.metric.isin(show)], reference=reference_of(s),
-                                          title=f'{t}, {p}: test patients, 95 % intervals by patient')
+    for (t,p),s in studies.items(): figs |= _task_figures(f'{t}-{p}', s, cache)
     if first.trained(): figs |= _loss_figures(first) | _reconstructions(first, cache)
-    if curves is not None: figs['learning'] = plot_learning_curve(curves, title='linear probe, AUC by labelled training patients')
+    low = first.floor_intervals().query('metric=="macro_auc"').set_index('method').value.to_dict()
+    if curves is not None:
+        figs['learning'] = plot_learning_curve(curves, reference=low or None, title='linear probe, AUC by labelled training patients')
     if chart is not None: figs['cost'] = plot_cost(chart, title=hardware('cpu'))
     return figs
 
@@ -116,7 +124,15 @@ read the intervals, not the order.</p>
 <h2>Results on the test patients</h2>{table}
 <p>Mean over seeds with a 95 % interval from a bootstrap of patients; the difference column compares on the same patients,
 with a permutation p after Holm. Encoders are frozen; the probe is logistic regression, its penalty chosen on validation patients.</p>
-<h2>Data</h2>{counts}{figures}<h2>How</h2><pre>{facts}</pre>'''
+<p>Rows that say <b>floor</b> did not look for cancer: the commonest answer of the training lesions, the kind of the lesion alone where
+the classes hold it, the box alone, the texture alone, each tested on the same lesions, and an encoder that was never trained.
+A method is worth what it has above them.</p>
+{malignancy}<h2>Data</h2>{counts}{figures}<h2>How</h2><pre>{facts}</pre>'''
+
+_MALIGNANCY = '''<p>From the same probabilities. Where classes name a kind, only its lesions are looked at, and the probability is
+that of the malignant class among the two of the kind. Sensitivity and specificity are points of the ROC curve of these test lesions.
+Figures of parts of the test lesions tell how many of each are malignant; parts with fewer than ten patients with a benign or with a
+malignant lesion are named, not drawn.</p>'''
 
 def write_report(
     path:str|Path,         # HTML file to write
@@ -125,10 +141,12 @@ def write_report(
     counts:pd.DataFrame,   # From `split_counts`
     figures:dict,          # Figures by name
     facts:dict,            # JSON values: protocol, hardware, versions
+    malignancy:pd.DataFrame|None=None, # From `Study.malignancy`
 )->Path:                   # `path`
     "A self-contained HTML page of a study"
     tab = lambda d: d.to_html(border=0, na_rep='')
-    body = _INTRO.format(table=tab(table), counts=tab(counts), figures=html_figures(figures),
+    more = '' if malignancy is None else f'<h2>Malignant or benign</h2>{tab(malignancy)}{_MALIGNANCY}'
+    body = _INTRO.format(table=tab(table), counts=tab(counts), figures=html_figures(figures), malignancy=more,
                          facts=html.escape(json.dumps(facts, indent=1)))
     with replacing(path) as f: f.write_text(html_page(title, body), encoding='utf-8')
     return Path(path)
@@ -162,13 +180,14 @@ def write_study(
     chart:pd.DataFrame|None=None, # From `attention_cost`
     facts:dict|None=None, # More for the page, JSON values
 )->dict:             # The tables, by task and probe
-    "Tables of every task and probe (txt, csv, md, tex), intervals, figures, learning curves if asked for, and `report.html`"
+    "Tables of every task and probe (txt, csv, md, tex) with floors, intervals, figures, learning curves if asked for, and `report.html`"
+    write_floors(plan, cache, out)
     out,tables,studies = Path(out),{},read_study(plan, out)
     for (t,p),s in studies.items():
         extra = s.costs()[['step_ms','peak_mib']].dropna(axis=1, how='all').round(1) if costs is None else costs
         tables[t,p] = s.table(reference_of(s), extra=extra, paper=t=='pathology4' and plan.recipe.arch=='vit_base')
         write_tables(tables[t,p], out/'tables'/f'{t}-{p}')
-        with replacing(out/'tables'/f'{t}-{p}-intervals.csv') as f: s.intervals().to_csv(f, index=False)
+        _write_more(s, cache, out/'tables'/f'{t}-{p}')
     main = next(iter(studies))
     write_tables(tables[main], out/'table')
     learn = studies[main].learning_curves(cache) if curves else None
@@ -180,8 +199,17 @@ def write_study(
         with replacing(out/'figures'/f'{k}.png') as path: path.write_bytes(figure_png(f))
     told = json.loads((out/'manifest.json').read_text()) | dict(processor=hardware('cpu')) | (facts or {})
     write_report(out/'report.html', 'miram: what pretraining is worth', tables[main],
-                 split_counts(with_label(cache.table, main[0]), main[0]), figs, told)
+                 split_counts(with_label(cache.table, main[0]), main[0]), figs, told, studies[main].malignancy())
     return tables
+
+def _write_more(s, cache, stem):
+    "What stands beside a table: all intervals, and where malignancy is asked for its own table and its parts"
+    ci = pd.concat([s.floor_intervals(), s.intervals()], ignore_index=True)
+    more = dict(intervals=ci.assign(row=['floor' if s.is_floor(m) else 'method' for m in ci.method]))
+    if (mal := s.malignancy()) is not None:
+        write_tables(mal, f'{stem}-malignancy'); more['parts'] = s.strata(cache.table)
+    for k,d in more.items():
+        with replacing(f'{stem}-{k}.csv') as f: d.to_csv(f, index=False)
 
 # %% ../../nbs/study/78_report.ipynb #bbd975af
 def cost_text(

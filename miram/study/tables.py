@@ -13,12 +13,14 @@ from torch import nn
 from ..data.crops import CropCache
 from ..data.labels import with_label
 from ..evaluate.features import cached_features
-from ..evaluate.metrics import bootstrap_ci, holm, metric_set, paired_difference
+from ..evaluate.floors import FLOORS, lesion_strata
+from ..evaluate.metrics import (bootstrap_ci, by_stratum, holm, macro_auc, malignancy_metrics, malignancy_pairs, metric_set,
+                                    paired_difference, within_kind)
 from ..evaluate.probe import learning_curve
 from ..files import DataError, replacing
 from ..models.weights import load_model
-from .plan import PAPER_ACCURACY, StudyPlan
-from .runs import _failed, _result, read_result, run_encoder, run_folder
+from .plan import PAPER_ACCURACY, PAPER_FLOORS, StudyPlan
+from .runs import _failed, _result, read_floors, read_result, run_encoder, run_folder
 
 # %% ../../nbs/study/77_tables.ipynb #d7921093
 def over_seeds(
@@ -28,6 +30,7 @@ def over_seeds(
     "The mean of `metric` over the seeds whose probabilities stand side by side"
     def mean(y, p, w=None): return np.mean([metric(y, q, w) for q in np.split(p, n_seeds, axis=1)], axis=0)
     mean.__name__ = metric.__name__
+    if f := getattr(metric, 'interval', None): mean.interval = f
     if f := getattr(metric, 'rescale', None): mean.rescale = lambda p: np.concatenate([f(q) for q in np.split(p, n_seeds, axis=1)], axis=1)
     return mean
 
@@ -48,10 +51,12 @@ class Study:
         if not self.results: raise DataError(f'{out}: no run has a result for {self.task!r} by the probe {self.probe!r}; '
                                              f'the first: {next(iter(self.failed.values()))}')
         (name,_),first = next(iter(self.results.items()))
-        for k,r in self.results.items():
-            if list(r.lesions)!=list(first.lesions): raise DataError(f'{out}: {k[0]} seed {k[1]} was tested on other lesions than {name}')
-        self.y,self.groups,self.classes = first.y,first.groups,first.classes
-        self.metrics = metric_set(first.multi)
+        self.floors = {FLOORS[k]: r for k,r in read_floors(out, self.task).items()}
+        for k,r in [*self.results.items(), *(((k, ''), r) for k,r in self.floors.items())]:
+            if list(r.lesions)!=list(first.lesions):
+                raise DataError(f'{out}: {k[0]}{f" seed {k[1]}"*bool(k[1]!="")} was tested on other lesions than {name}')
+        self.y,self.groups,self.classes,self.lesions = first.y,first.groups,first.classes,first.lesions
+        self.metrics = metric_set(first.multi) | malignancy_metrics(self.classes, plan.specificity, plan.sensitivity)
 
 def _why(folder, task, probe):
     "Why a run has no result"
@@ -90,19 +95,36 @@ def probs(self:Study,
     return np.concatenate([self.results[method,s].probs for s in (self.seeds(method) if seeds is None else seeds)], axis=1)
 
 # %% ../../nbs/study/77_tables.ipynb #df3db552
+def _rows(study, name, probs):
+    "Every metric of probabilities that stand side by side, one array a seed: mean, interval, spread"
+    k = len(probs)
+    ci = bootstrap_ci(study.y, np.concatenate(probs, axis=1), study.groups, n_boot=study.plan.n_boot,
+                      metrics={m: over_seeds(f, k) for m,f in study.metrics.items()})
+    sd = [np.std([float(f(study.y, p)) for p in probs], ddof=1) if k>1 else np.nan for f in study.metrics.values()]
+    return ci.reset_index().assign(method=name, seed_sd=sd, seeds=k)[['method','metric','value','low','high','seed_sd','seeds']]
+
 @patch
 def intervals(self:Study)->pd.DataFrame: # Columns `method metric value low high seed_sd seeds`
     "Every metric of every method: mean over seeds, patient-clustered 95 % interval, standard deviation over seeds"
-    if hasattr(self, '_intervals'): return self._intervals.copy()
-    rows = []
-    for m in self.finished():
-        n = len(self.seeds(m))
-        w = {k: over_seeds(f, n) for k,f in self.metrics.items()}
-        ci = bootstrap_ci(self.y, self.probs(m), self.groups, n_boot=self.plan.n_boot, metrics=w)
-        each = {k: [float(f(self.y, self.results[m,i].probs)) for i in self.seeds(m)] for k,f in self.metrics.items()}
-        rows.append(ci.reset_index().assign(method=m, seed_sd=[np.std(each[k], ddof=1) if n>1 else np.nan for k in ci.index], seeds=n))
-    self._intervals = pd.concat(rows, ignore_index=True)[['method','metric','value','low','high','seed_sd','seeds']]
+    if not hasattr(self, '_intervals'):
+        self._intervals = pd.concat([_rows(self, m, [self.results[m,s].probs for s in self.seeds(m)]) for m in self.finished()],
+                                    ignore_index=True)
     return self._intervals.copy()
+
+@patch
+def floor_intervals(self:Study)->pd.DataFrame: # Columns as those of `intervals`; no rows for a folder without floors
+    "Every metric of every floor, with the same resamples of the same patients"
+    if not hasattr(self, '_floor_intervals'):
+        rows = [_rows(self, m, [r.probs]) for m,r in self.floors.items()]
+        self._floor_intervals = pd.concat(rows, ignore_index=True) if rows else self.intervals()[:0]
+    return self._floor_intervals.copy()
+
+@patch
+def is_floor(self:Study,
+    name:str, # A row of a table
+)->bool:
+    "Whether a row did not look for cancer: a floor, or the encoder that was never trained"
+    return name in self.floors or self.plan.methods.get(name, {}).get('frozen')=='random'
 
 # %% ../../nbs/study/77_tables.ipynb #fb313121
 @patch
@@ -163,29 +185,70 @@ def learning_curves(self:Study,
         rows.append(curve.assign(method=m, encoder_seed=s))
     return pd.concat(rows, ignore_index=True)
 
+# %% ../../nbs/study/77_tables.ipynb #4c836986
+@patch
+def strata(self:Study,
+    table:pd.DataFrame, # The lesion table of the study's crops
+)->pd.DataFrame:        # Columns `method kind stratum level lesions malignant value low high`; empty for a task without malignancy
+    "AUC of malignant against benign in parts of the test lesions, for every method: mean over seeds, interval by patient"
+    s,rows = lesion_strata(table, self.lesions),[]
+    for k,pair in malignancy_pairs(self.classes).items():
+        parts = s.drop(columns='kind', errors='ignore') if k else s
+        for m in self.finished():
+            f = over_seeds(within_kind(macro_auc, *pair), len(self.seeds(m)))
+            t = by_stratum(self.y, self.probs(m), self.groups, parts, f, pair, n_boot=self.plan.n_boot)
+            rows.append(t.assign(method=m, kind=k))
+    cols = ['method','kind','stratum','level','lesions','malignant','value','low','high']
+    return pd.concat(rows, ignore_index=True)[cols] if rows else pd.DataFrame(columns=cols)
+
 # %% ../../nbs/study/77_tables.ipynb #eaa21928
 PAPER_COLUMN = "the paper's accuracy (its own protocol, official test)"
 
 @patch
+def columns(self:Study)->list: # Names of metrics
+    "What a table shows of a task: accuracy, macro AUC and AP, and AUC and accuracy within each kind where the classes name one"
+    own = [f'{f}_{k}' for k in malignancy_pairs(self.classes) if k for f in ('auc','accuracy')]
+    return [m for m in ('accuracy','macro_auc','macro_ap', *own) if m in self.metrics]
+
+def _cells(study, metrics):
+    "A row a floor and a method, a column a metric, and what kind of row it is"
+    ci = pd.concat([study.floor_intervals(), study.intervals()]).set_index(['method','metric'])
+    cell = lambda r: '' if np.isnan(r.value) else f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]'
+    names = sorted([*study.floors, *study.finished()], key=lambda m: not study.is_floor(m))
+    t = pd.DataFrame({k: [cell(ci.loc[m,k]) for m in names] for k in metrics if k in study.metrics}, index=pd.Index(names, name='method'))
+    t.insert(0, 'row', ['floor' if study.is_floor(m) else 'method' for m in names])
+    return t
+
+# %% ../../nbs/study/77_tables.ipynb #7e300437
+@patch
 def table(self:Study,
     reference:str='random',           # Method that the differences refer to
-    metrics:tuple=('accuracy','macro_auc','macro_ap'), # Columns; what the task does not have is left out
+    metrics:tuple|None=None,          # Columns, those of `columns` by default; what the task does not have is left out
     extra:pd.DataFrame|None=None,     # More columns by method, such as costs
     paper:bool=False,                 # Put the paper's numbers beside, in a column marked as theirs
-)->pd.DataFrame:                      # Text cells, index `method`
-    "Every method with its intervals, and its difference in AUC to `reference` with a permutation p adjusted by Holm"
-    ci = self.intervals().set_index(['method','metric'])
-    cell = lambda r: f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]'
-    t = pd.DataFrame({k: [cell(ci.loc[m,k]) for m in self.finished()] for k in metrics if k in self.metrics},
-                     index=pd.Index(self.finished(), name='method'))
+)->pd.DataFrame:                      # Text cells, index `method`, first the rows whose column `row` says `floor`
+    "Every floor and method with its intervals, and a method's difference in AUC to `reference` with a permutation p adjusted by Holm"
+    t = _cells(self, self.columns() if metrics is None else metrics)
     if reference in self.finished():
         d = self.differences(reference)
         text = {m: f'{r["diff"]:+.3f} [{r.low:+.3f}, {r.high:+.3f}], p={r.p_holm:.3g}' for m,r in d.iterrows()}
         t[f'AUC less {reference}'] = [text.get(m, '') for m in t.index]
-    if self.failed: t['seeds'] = [f'{len(self.seeds(m))} of {len(self.plan.seeds)}' for m in t.index]
+    if self.failed: t['seeds'] = ['' if m in self.floors else f'{len(self.seeds(m))} of {len(self.plan.seeds)}' for m in t.index]
     if extra is not None: t = t.join(extra)
-    if paper: t[PAPER_COLUMN] = [f'{PAPER_ACCURACY[m]:.3f}' if m in PAPER_ACCURACY else '' for m in t.index]
+    theirs = PAPER_ACCURACY | PAPER_FLOORS
+    if paper: t[PAPER_COLUMN] = [f'{theirs[m]:.3f}' if m in theirs else '' for m in t.index]
     return t
+
+@patch
+def malignancy(self:Study)->pd.DataFrame|None: # Text cells as those of `table`; `None` for a task that does not ask for malignancy
+    "Malignant against benign, kind by kind: AUC, accuracy, and the sensitivity and specificity at those that the plan fixes"
+    cols,p = {},self.plan
+    for k in malignancy_pairs(self.classes):
+        cols |= {f'auc_{k}' if k else 'macro_auc': f'AUC {k}', f'accuracy_{k}' if k else 'accuracy': f'accuracy {k}'}
+        end = f'_{k}'*bool(k)
+        cols |= {f'sensitivity{end}': f'sensitivity {k} at specificity {p.specificity:g}',
+                 f'specificity{end}': f'specificity {k} at sensitivity {p.sensitivity:g}'}
+    return _cells(self, cols).rename(columns={c: ' '.join(v.split()) for c,v in cols.items()}) if cols else None
 
 # %% ../../nbs/study/77_tables.ipynb #5dbb2aa1
 def table_markdown(

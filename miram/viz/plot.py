@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['method_colour', 'canvas', 'figure_png', 'figure_base64', 'small_pictures', 'spread_visible', 'unnormalise',
            'reconstruct', 'hide', 'reconstructions', 'plot_images', 'plot_reconstruction', 'plot_losses', 'plot_cost',
-           'plot_intervals', 'Curve', 'roc_band', 'pr_band', 'plot_curves', 'reliability', 'plot_reliability',
-           'plot_learning_curve', 'html_page', 'html_figures']
+           'plot_intervals', 'plot_parts', 'Curve', 'roc_band', 'pr_band', 'plot_curves', 'reliability',
+           'plot_reliability', 'plot_learning_curve', 'html_page', 'html_figures']
 
 # %% ../../nbs/viz/50_plot.ipynb #9045eafb
 import base64, html, io
@@ -252,16 +252,21 @@ def plot_intervals(
     metrics:list|None=None,    # Which metrics, in order; all by default
     reference:str|None=None,   # Method whose value is continued as a dotted line
     title:str='',              # Above all panels
+    floors:pd.DataFrame|None=None, # Rows as those of `results`, drawn as lines: what is had without looking for cancer
 )->Figure:
     "Forest plot: a panel per metric, a row per method, value and interval; raises `ValueError` for a missing column or an unknown metric"
-    missing = {'method','metric','value','low','high'}-set(results.columns)
-    if missing: raise ValueError(f'the results lack {sorted(missing)}; they have {list(results.columns)}')
+    for r in (results, *([] if floors is None else [floors])):
+        if missing := {'method','metric','value','low','high'}-set(r.columns):
+            raise ValueError(f'the results lack {sorted(missing)}; they have {list(r.columns)}')
     names,known = list(results['method'].unique()),list(results['metric'].unique())
     if set(metrics or [])-set(known): raise ValueError(f'unknown metrics {sorted(set(metrics)-set(known))}; the results have {known}')
     metrics = metrics or known
     fig,axs = canvas(1, len(metrics), 2.6, .9+.26*len(names))
     for ax,k in zip(axs[0], metrics): _forest(ax, results[results['metric']==k].set_index('method').reindex(names), k, reference)
     for ax in axs[0,1:]: ax.set_yticklabels([])
+    if floors is not None and len(floors):
+        for ax,k in zip(axs[0], metrics): _floor_lines(ax, floors[floors['metric']==k])
+        _legend(fig, axs)
     fig.suptitle(title, fontsize=9)
     return fig
 
@@ -269,9 +274,46 @@ def _forest(ax, r, metric, reference):
     for y,(m,v) in enumerate(r.iterrows()):
         ax.plot([v['low'],v['high']], [y,y], color=method_colour(m), lw=2.2, alpha=.55, solid_capstyle='butt')
         ax.plot(v['value'], y, 'o', ms=5, color=method_colour(m))
-    if reference is not None: ax.axvline(r.loc[reference,'value'], color='#7b8794', ls=':', lw=1)
+    if reference is not None: ax.axvline(r.loc[reference,'value'], color='#7b8794', ls=':', lw=1, label='_')
     ax.set(yticks=range(len(r)), yticklabels=r.index, ylim=(len(r)-.5, -.5), title=metric)
     ax.tick_params(labelsize=8); ax.title.set_size(9); ax.grid(axis='x', alpha=.25)
+
+_FLOOR_STYLES = [('#1c2733','-'), ('#1c2733','--'), ('#8c5a2b','-.'), ('#5b7f3a',(0,(1,1)))]
+
+def _floor_lines(ax, r):
+    "A line at the value of each floor over a faint band of its interval"
+    for (colour,ls),(_,v) in zip(_FLOOR_STYLES*len(r), r.iterrows()):
+        if np.isnan(v['value']): continue
+        ax.axvspan(v['low'], v['high'], color=colour, alpha=.06, lw=0, zorder=0)
+        ax.axvline(v['value'], color=colour, ls=ls, lw=1, alpha=.8, zorder=1, label=v['method'])
+
+# %% ../../nbs/viz/50_plot.ipynb #aa11b8bc
+def plot_parts(
+    parts:pd.DataFrame, # A row per method and part: `method stratum level lesions malignant value low high`, as from `Study.strata`
+    title:str='',       # Above all panels
+)->Figure:
+    "Forest plot of an AUC in parts of the lesions, a panel per method; raises `ValueError` for a missing column"
+    missing = {'method','stratum','level','lesions','malignant','value','low','high'}-set(parts.columns)
+    if missing: raise ValueError(f'the parts lack {sorted(missing)}; they have {list(parts.columns)}')
+    names,first = list(parts['method'].unique()),parts[parts['method']==parts['method'].iloc[0]]
+    y = np.arange(len(first)) + .6*np.cumsum(first['stratum'].ne(first['stratum'].shift()).to_numpy())
+    word = lambda r: r.level if not str(r.level).isdigit() else f'{r.stratum} {r.level}'
+    fig,axs = canvas(1, len(names), 1.9, .9+.2*(y[-1]+1))
+    for ax,m in zip(axs[0], names): _parts_panel(ax, parts[parts['method']==m], y, method_colour(m), m)
+    axs[0,0].set_yticklabels([f'{word(r)}: {r.malignant} of {r.lesions}' for r in first.itertuples()])
+    fig.suptitle(title, fontsize=9)
+    return fig
+
+def _parts_panel(ax, r, y, colour, title):
+    for at,v in zip(y, r.itertuples()):
+        if np.isnan(v.value):
+            ax.text(.5, at, 'too few', color='#7b8794', fontsize=6, ha='center', va='center', bbox=dict(fc='w', ec='none', pad=.5))
+            continue
+        ax.plot([v.low,v.high], [at,at], color=colour, lw=2.2, alpha=.55, solid_capstyle='butt')
+        ax.plot(v.value, at, 'o', ms=4, color=colour)
+    ax.axvline(.5, color='#7b8794', ls=':', lw=1, zorder=0)
+    ax.set(yticks=y, yticklabels=[], ylim=(y[-1]+.7, y[0]-.7), xlim=(0, 1), title=title, xlabel='AUC')
+    ax.tick_params(labelsize=7); ax.title.set_size(8); ax.xaxis.label.set_size(8); ax.grid(axis='x', alpha=.25)
 
 # %% ../../nbs/viz/50_plot.ipynb #8f74ea94
 class Curve(NamedTuple):
@@ -412,7 +454,7 @@ def plot_reliability(
 def plot_learning_curve(
     df:pd.DataFrame,            # A row a size and draw: `patients value low high`, and `method` if there are several
     metric:str='macro AUC',     # What `value` is
-    reference:float|None=None,  # Such as chance, as a dotted line
+    reference:float|dict|None=None, # Such as chance, as a dotted line; or several by name, such as floors
     title:str='',               # Above the panel
 )->Figure:
     "A metric over the number of labelled training patients, a line and a band a method; raises `ValueError` for a missing column"
@@ -425,7 +467,8 @@ def plot_learning_curve(
         g = df[df.method==k].sort_values('patients'); m = g.groupby(_size_of(g))[['patients','value','low','high']].mean()
         ax.fill_between(m.patients, m.low, m.high, color=colour, alpha=.15, lw=0)
         ax.plot(m.patients, m.value, '-', color=colour, lw=1.4, label=k); ax.plot(g.patients, g.value, '.', color=colour, ms=4, label='_')
-    if reference is not None: ax.axhline(reference, color='#9aa5b1', ls=':', lw=1, label='_')
+    for (k,v),(colour,ls) in zip((reference if isinstance(reference, dict) else {'_': reference}).items(), _FLOOR_STYLES):
+        if v is not None: ax.axhline(v, lw=1, label=k, **dict(color='#9aa5b1', ls=':') if k=='_' else dict(color=colour, ls=ls))
     ticks = df.groupby(_size_of(df)).patients.mean().round().astype(int)
     ax.set(xscale='log', xlabel='labelled training patients', ylabel=metric)
     ax.set_xticks(ticks, [str(t) for t in ticks]); ax.minorticks_off()
