@@ -28,9 +28,11 @@ from ..files import DataError, file_hash, regular_file, replacing
 from ..data.pixels import read_pixels
 from .metrics import accuracy, bootstrap_ci, macro_auc
 from .finetune import finetune_probe
-from .probe import LinearFit, ProbeResult, attentive_probe, knn_probe, linear_probe, probe_split, trained_probe
+from .probe import (LinearFit, ProbeResult, attentive_probe, efficient_probe, knn_probe, linear_probe, probe_split,
+                                  trained_probe)
 from .features import cached_features, frozen, low_batch
 from ..data.labels import with_label
+from ..models.pretrained import Backbone, open_encoder
 from ..models.vit import Encoder, encode
 from ..models.weights import load_encoder, save_encoder
 from ..settings import check_number, check_table, json_table
@@ -168,6 +170,8 @@ def make_classifier(
     **provenance            # Whatever else should be known: method, seed, epochs, …; JSON values
 )->SavedClassifier:
     "A classifier for new lesions from a probe; raises `ValueError` when encoder, crops and probe do not belong together"
+    if not isinstance(encoder, Encoder):
+        raise ValueError(f"its file would hold an encoder of miram's, and this one is a {type(encoder).__name__}")
     img_size,fit = img_size or cache.crop_size//2,_fit_of(result)
     if result.model is not None: encoder,pool = result.model.encoder,result.model.pool
     if feats is None: feats = cached_features(encoder, cache, img_size, pool=pool)
@@ -448,10 +452,10 @@ def answer_text(
     return '\n'.join(lines + ([f'Maps: {a["map"]}'] if a.get('map') else []) + [a['note']])
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #0e5a8511
-PROBES = ('linear', 'trained', 'knn', 'attentive', 'finetune')
+PROBES = ('linear', 'trained', 'knn', 'attentive', 'efficient', 'finetune')
 
 def probe_encoder(
-    encoder:Encoder,        # The encoder, left exactly as it was
+    encoder:torch.nn.Module, # The encoder, `Encoder` or `Backbone`, left exactly as it was
     cache:CropCache,        # Crops, split by patient
     label:str='pathology',  # Column to probe
     probe:str='linear',     # One of `PROBES`
@@ -466,8 +470,8 @@ def probe_encoder(
     if probe not in PROBES: raise ValueError(f'unknown probe {probe!r}: choose one of {", ".join(PROBES)}')
     steps = {} if epochs is None or probe in ('linear','knn') else dict(epochs=epochs)
     if probe=='finetune': return finetune_probe(encoder, cache, label, finetune, img_size, seed, **steps)
-    f = dict(linear=linear_probe, trained=trained_probe, knn=knn_probe, attentive=attentive_probe)[probe]
-    tokens = dict(pool='tokens') if probe=='attentive' else dict(folder=folder)
+    f = dict(linear=linear_probe, trained=trained_probe, knn=knn_probe, attentive=attentive_probe, efficient=efficient_probe)[probe]
+    tokens = dict(pool='tokens') if probe in ('attentive','efficient') else dict(folder=folder)
     feats = cached_features(encoder, cache, img_size, device=device, **tokens)
     return f(feats, with_label(cache.table, label), label, seed=seed, **steps)
 
@@ -477,6 +481,7 @@ class WrittenProbe(NamedTuple):
     metrics:pd.DataFrame # A row a metric: value, low, high
     folder:Path|None     # The classifier; `None` where the probe cannot be kept
     why:str              # The reason, where there is no classifier
+    note:str=''          # Of the encoder: where its weights come from, and their licence
 
 @patch
 def text(self:WrittenProbe,
@@ -487,7 +492,8 @@ def text(self:WrittenProbe,
     rows = [f'  {k:18} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]' for k,r in self.metrics.iterrows()]
     kept = f'The classifier is {self.folder.resolve()}: miram_predict IMAGE --model {self.folder} …' if self.folder else \
            f'No classifier was kept: {self.why}'
-    return '\n'.join([f'{label}, {probe} probe, test patients with 95 % intervals by patient', *rows, kept])
+    head = f'{label}, {probe} probe, test patients with 95 % intervals by patient'
+    return '\n'.join([head, *rows, *([self.note] if self.note else []), kept])
 
 def write_probe(
     out:str|Path,       # Results folder
@@ -509,7 +515,7 @@ def write_probe(
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #91f4f596
 def probe_crops(
-    encoder:Encoder,       # Sets the size of the crops
+    encoder:torch.nn.Module, # Sets the size of the crops: twice its own, or that of a `Backbone`
     out:str|Path,          # Results folder, for the crops that are cut
     lesions:str|Path|None=None, # Lesion table (csv)
     images:str|Path|None=None,  # Folder that its column `image` starts from
@@ -528,11 +534,12 @@ def probe_crops(
             raise DataError('--crops excludes --lesions, --images and --cbis: the cache holds its lesions already')
         return CropCache(crops)
     table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed, follow_links=follow_links)
-    return build_crops(table, root, Path(out)/'crops', crop_size=2*encoder.patch_embed.img_size[0], context=context, level=level,
+    side = encoder.img_size if isinstance(encoder, Backbone) else 2*encoder.patch_embed.img_size[0]
+    return build_crops(table, root, Path(out)/'crops', crop_size=side, context=context, level=level,
                        overwrite=overwrite, follow_links=follow_links)
 
 def probe_job(
-    encoder:str|Path,      # File or folder for `load_encoder`
+    encoder:str|Path,      # File, folder or 'timm:NAME' for `open_encoder`
     out:str|Path,          # Results folder
     label:str='pathology', # Column to probe
     probe:str='linear',    # One of `PROBES`
@@ -540,11 +547,14 @@ def probe_job(
     seed:int=0,            # Of what the probe draws
     n_boot:int=2000,       # Resamples of the intervals
     finetune='ours',       # Settings of the probe `finetune`, see `get_finetune`
+    img_size:int|None=None,# Side of the encoder's images in pixels; its own by default
+    weights:str|Path|None=None, # File with the weights of 'timm:NAME'
     **source               # As for `probe_crops`
 )->WrittenProbe:
     "Load an encoder, probe it and write what was found, with a classifier where the probe can be kept"
-    enc = load_encoder(encoder)
-    size,cache = enc.patch_embed.img_size[0],probe_crops(enc, out, label=label, **source)
+    enc = open_encoder(encoder, img_size, weights); other = isinstance(enc, Backbone)
+    size,cache = enc.img_size if other else enc.patch_embed.img_size[0],probe_crops(enc, out, label=label, **source)
     device = 'cuda' if torch.cuda.is_available() else None
     result = probe_encoder(enc, cache, label, probe, size, epochs, seed, Path(out)/'features', device, finetune)
-    return write_probe(out, enc, cache, result, size, n_boot, source=str(encoder), probe=probe, seed=seed)
+    got = write_probe(out, enc, cache, result, size, n_boot, source=str(encoder), probe=probe, seed=seed)
+    return got._replace(note=f'The encoder is {enc.source} at {size} pixels, licence: {enc.licence or "not known"}.') if other else got

@@ -8,6 +8,7 @@ __all__ = ['toy_cache', 'frozen', 'low_batch', 'encoder_hash', 'cached_features'
 # %% ../../nbs/evaluate/41_features.ipynb #d8f4a57e
 import hashlib, numpy as np, pandas as pd, torch
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from torch import Tensor, nn
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from ..data.crops import crops_hash
 from ..data.splits import split_patients
 from ..files import replacing
+from ..models.pretrained import Backbone
 from ..models.vit import encode
 from ..patches import downsample
 
@@ -51,7 +53,7 @@ def frozen(
 ):                   # Yields `model`
     "`model` in eval mode, without gradients, on `device`; its modes and its place are restored afterwards"
     modes = {m: m.training for m in model.modules()}
-    home = next(model.parameters()).device
+    home = next(chain(model.parameters(), model.buffers())).device
     try:
         with torch.no_grad(): yield model.eval().to(device or home)
     finally:
@@ -84,15 +86,24 @@ def _fit_size(encoder, img_size):
     return emb.proj.in_channels
 
 # %% ../../nbs/evaluate/41_features.ipynb #5342c0ee
+def _shown(encoder, cache, rows, img_size, chans, device):
+    "What an encoder is shown: the reduced, standardised crop, or for a `Backbone` all of it, from 0 to 1"
+    if not isinstance(encoder, Backbone): return low_batch(cache, rows, img_size, chans, device)
+    return torch.from_numpy(np.asarray(cache.crops[rows], dtype=np.float32)).to(device)[:,None]/65535
+
+def _pooled(encoder, x, pool):
+    "Features or tokens of what is shown"
+    if isinstance(encoder, Backbone): return encoder(x, pool)
+    return encoder.forward_features(x)[:,encoder.num_prefix_tokens:] if pool == 'tokens' else encode(encoder, x, pool)
+
 def _features(encoder, cache, img_size, batch_size, pool, device):
     "Features of every crop, computed now"
-    chans, n, out = _fit_size(encoder, img_size), len(cache.crops), []
+    chans, n, out = 1 if isinstance(encoder, Backbone) else _fit_size(encoder, img_size), len(cache.crops), []
     with frozen(encoder, device) as enc:
-        dev = next(enc.parameters()).device
+        dev = next(chain(enc.parameters(), enc.buffers())).device
         for i in range(0, n, batch_size):
-            x = low_batch(cache, slice(i, i+batch_size), img_size, chans, dev)
-            z = enc.forward_features(x)[:,enc.num_prefix_tokens:] if pool == 'tokens' else encode(enc, x, pool)
-            out.append(z.float().cpu())
+            x = _shown(enc, cache, slice(i, i+batch_size), img_size, chans, dev)
+            out.append(_pooled(enc, x, pool).float().cpu())
     return torch.cat(out).numpy()
 
 # %% ../../nbs/evaluate/41_features.ipynb #a63b6e18
@@ -109,17 +120,18 @@ def encoder_hash(
 
 # %% ../../nbs/evaluate/41_features.ipynb #39477cc6
 def cached_features(
-    encoder:nn.Module, # A timm vision transformer, left exactly as it was
+    encoder:nn.Module, # A timm vision transformer, or a `Backbone`; left exactly as it was
     cache,             # A crop cache
-    img_size:int=None, # Side of the images in pixels; half of `cache.crop_size` by default
+    img_size:int=None, # Side of the images in pixels; half of `cache.crop_size` by default. A `Backbone` has its own
     batch_size:int=256, # Images at a time
-    pool:str='avg',    # 'avg', the mean of the patch tokens, 'cls', or 'tokens', all of them `(N,P,D)`
+    pool:str|None=None, # 'avg', the mean of the patch tokens, 'cls', or 'tokens', all `(N,P,D)`; by default 'avg', or as a `Backbone` pools
     device=None,       # Device to work on; where the encoder is by default
-    folder:str|Path=None, # Folder to keep them in, and to look in first; none by default
+    folder:str|Path|None=None, # Folder to keep them in, and to look in first; none by default. A function's are never kept
 )->np.ndarray:         # Features `(N,D)` float32, row i of crop i
     "Features of every crop of `cache`, no augmentation; raises `ValueError` for a size that the encoder or the crops do not fit"
-    img_size = img_size or cache.crop_size//2
-    if folder is None: return _features(encoder, cache, img_size, batch_size, pool, device)
+    other = isinstance(encoder, Backbone)
+    pool, img_size = pool or ('own' if other else 'avg'), encoder.img_size if other else img_size or cache.crop_size//2
+    if folder is None or other and not encoder.own: return _features(encoder, cache, img_size, batch_size, pool, device)
     path = Path(folder)/f'{encoder_hash(encoder)}-{crops_hash(cache)}-{img_size}-{pool}.npy'
     if not path.exists():
         with replacing(path) as new, open(new, 'wb') as f: np.save(f, _features(encoder, cache, img_size, batch_size, pool, device))

@@ -7,7 +7,7 @@ __all__ = ['FINETUNES', 'FineTune', 'get_finetune', 'set_drop_path', 'LesionClas
            'finetune_learner', 'fit_finetune', 'task_dls', 'finetune_probe']
 
 # %% ../../nbs/evaluate/43_finetune.ipynb #c79a948e
-import copy, json, numpy as np, torch, warnings
+import copy, json, numpy as np, re, torch, warnings
 import fastai.callback.progress
 from dataclasses import asdict, dataclass, field
 from fastai.callback.mixup import MixUp
@@ -17,12 +17,14 @@ from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import Adam
 from fastcore.basics import patch
+from itertools import chain
 from timm.layers import DropPath
 from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ..data.labels import is_multi
-from ..data.loaders import Augment, CropItems, _loader, lesion_dls
+from ..data.loaders import Augment, CropItems, TwoScales, _loader, lesion_dls
+from ..models.pretrained import Backbone
 from ..models.vit import encode
 from .features import _fit_size
 from .probe import Part, ProbeResult, _result, _seeded, class_weights, probe_split
@@ -94,37 +96,55 @@ def get_finetune(
 
 # %% ../../nbs/evaluate/43_finetune.ipynb #e3d06591
 def set_drop_path(
-    encoder:nn.Module, # A timm vision transformer, changed in place
+    encoder:nn.Module, # A timm vision transformer, or a `Backbone`, changed in place; a network without such blocks is left as it is
     rate:float,        # Probability of skipping the last block; rises linearly from 0 at the first
 )->nn.Module:          # `encoder`
     "Stochastic depth for an encoder that was built without; raises `ValueError` for a rate outside [0,1)"
     if not 0 <= rate < 1: raise ValueError(f'drop path skips a share of [0,1), got {rate}')
-    n = len(encoder.blocks)
-    for i,b in enumerate(encoder.blocks):
+    blocks = getattr(encoder.net if isinstance(encoder, Backbone) else encoder, 'blocks', ())
+    blocks = blocks if all(hasattr(b, 'drop_path1') and hasattr(b, 'drop_path2') for b in blocks) else ()
+    n = len(blocks)
+    for i,b in enumerate(blocks):
         b.drop_path1, b.drop_path2 = (DropPath(rate*i/max(n-1, 1)) if rate and i else nn.Identity() for _ in range(2))
     return encoder
 
 # %% ../../nbs/evaluate/43_finetune.ipynb #ca41a072
 class LesionClassifier(nn.Module):
-    "Encoder, mean of the patch tokens, norm, one linear layer"
+    "Encoder, mean of the patch tokens or what a `Backbone` pools, norm, one linear layer"
     def __init__(self,
-        encoder:nn.Module, # A timm vision transformer
+        encoder:nn.Module, # A timm vision transformer, or a `Backbone`
         n_classes:int,     # Number of classes `C`
-        pool:str='avg',    # 'avg' or 'cls', see `encode`
+        pool:str='avg',    # 'avg' or 'cls', see `encode`; a `Backbone` pools in its own way by 'avg'
         head_std:float=2e-5, # Deviation of the head's weights
+        pixels:tuple=(0.,1.), # Mean and deviation by which images come standardised; a `Backbone` wants them from 0 to 1
     ):
         super().__init__()
-        self.encoder, self.pool, self.chans = encoder, pool, encoder.patch_embed.proj.in_channels
+        self.encoder, self.pool, self.pixels = encoder, pool, pixels
+        self.chans = 1 if isinstance(encoder, Backbone) else encoder.patch_embed.proj.in_channels
         self.norm, self.head = nn.LayerNorm(encoder.embed_dim, eps=1e-6), nn.Linear(encoder.embed_dim, n_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_std); nn.init.zeros_(self.head.bias)
+    def features(self, x):
+        "Features of images `(B,1,s,s)`"
+        x = x.as_subclass(Tensor)
+        if not isinstance(self.encoder, Backbone): return encode(self.encoder, x.expand(-1, self.chans, -1, -1), self.pool)
+        return self.encoder(x*self.pixels[1]+self.pixels[0], 'own' if self.pool == 'avg' else self.pool)
     def forward(self,
         x:Tensor, # Images `(B,1,s,s)`; a 3-channel encoder sees them three times
     )->Tensor:    # Class scores `(B,C)`
-        return self.head(self.norm(encode(self.encoder, x.as_subclass(Tensor).expand(-1, self.chans, -1, -1), self.pool)))
+        return self.head(self.norm(self.features(x)))
     def group_matcher(self, coarse=False):
         "Layers from the stem to the head, in timm's form"
+        if isinstance(self.encoder, Backbone): return _net_matcher(self.encoder.net)
         return dict(stem=r'^encoder\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)',
                     blocks=[(r'^encoder\.blocks\.(\d+)', None), (r'^encoder\.norm', (99999,))])
+
+def _net_matcher(net):
+    "The layers of a model of timm's below `encoder.net`, as timm has them; of another network one layer"
+    if not hasattr(net, 'group_matcher'): return dict(stem=r'^encoder\.')
+    def below(p):
+        if isinstance(p, str): return r'^encoder\.net\.(?:'+re.sub(r'(^|\|)\^', r'\1', p)+')'
+        return [(below(q[0]), *q[1:]) for q in p]
+    return {k: below(p) for k,p in net.group_matcher(coarse=False).items()}
 
 # %% ../../nbs/evaluate/43_finetune.ipynb #20edfa7e
 def layer_groups(
@@ -192,15 +212,17 @@ def _optimiser(settings, model):
 # %% ../../nbs/evaluate/43_finetune.ipynb #f8b4c98a
 def finetune_learner(
     dls:DataLoaders,      # Batches `(low, label)`, see `task_dls` and `lesion_dls`; their batch and augmentation stay as they are
-    encoder:nn.Module,    # A timm vision transformer; a copy of it is trained
+    encoder:nn.Module,    # A timm vision transformer, or a `Backbone`; a copy of it is trained
     settings:str|dict|FineTune='ours', # What to do, see `get_finetune`
     seed:int=0,           # Seed of the head
     cbs=(),               # More fastai callbacks
     **kwargs,             # Passed to `Learner`
 )->Learner:
     "A fastai `Learner` that trains all of an encoder on labels; raises `ValueError` for images that do not fit it"
-    s,data = get_finetune(settings),dls.train.dataset; _fit_size(encoder, dls.train.one_batch()[0].shape[-1])
-    model = _seeded(lambda: LesionClassifier(set_drop_path(copy.deepcopy(encoder), s.drop_path), data.c, s.pool, s.head_std), seed)
+    s,data = get_finetune(settings),dls.train.dataset
+    if not isinstance(encoder, Backbone): _fit_size(encoder, dls.train.one_batch()[0].shape[-1])
+    pixels = data.cache.mean, max(data.cache.std, 1e-6)
+    model = _seeded(lambda: LesionClassifier(set_drop_path(copy.deepcopy(encoder), s.drop_path), data.c, s.pool, s.head_std, pixels), seed)
     learn = Learner(dls, model, loss_func=_learner_loss(data, s.weighted, dls.device), opt_func=_optimiser(s, model),
                     lr=layer_lrs(len(layer_groups(model)), s.lr, s.layer_decay), wd=s.weight_decay, wd_bn_bias=True, train_bn=False,
                     splitter=layer_groups, cbs=[KeepBest(), *([MixUp(s.mixup)] if s.mixup else []), *cbs], **kwargs)
@@ -227,24 +249,30 @@ def task_dls(
     seed:int=0,            # Seed of order and augmentation
     workers:int=0,         # Processes that gather
     device=None,           # Device of the batches; fastai's default
+    whole:bool=False,      # Whole crops instead of reduced images, for a `Backbone`
     **kwargs,              # Options of `Augment`, over those of `lesion_dls`
 )->DataLoaders:            # Batches `(low (B,1,s,s), class (B,) or labels (B,C))`; train, valid and test
     "Loaders for any task; raises `LeakError` or `DataError` for a split that is not fit to be tested on"
     img_size = img_size or cache.crop_size//2
-    if not is_multi(label, multi): return lesion_dls(cache, label, False, img_size, batch_size, seed, workers, device, **kwargs)
-    classes, parts = probe_split(np.arange(len(cache.table)), cache.table, label, True)
+    if not (whole or is_multi(label, multi)):
+        return lesion_dls(cache, label, False, img_size, batch_size, seed, workers, device, **kwargs)
+    classes, parts = probe_split(np.arange(len(cache.table)), cache.table, label, multi)
     aug = FineTune().augment | kwargs
-    items = lambda q: CropItems(cache, q.x, q.y.astype(np.float32), classes)
-    dl = lambda q, aug=None: _loader(items(q), img_size, batch_size, seed, workers, device, aug)
+    items = lambda q: CropItems(cache, q.x, q.y.astype(np.float32) if q.y.ndim == 2 else q.y, classes)
+    def dl(q, aug=None):
+        single = aug is not None and len(q.y) > batch_size and len(q.y)%batch_size == 1
+        d = _loader(items(q), img_size, batch_size, seed, workers, device, aug, drop_last=single)
+        if whole: d.after_batch.fs = d.after_batch.fs.filter(lambda f: not isinstance(f, TwoScales))
+        return d
     return DataLoaders(dl(parts['train'], aug), dl(parts['valid']), dl(parts['test']), device=device)
 
 # %% ../../nbs/evaluate/43_finetune.ipynb #e1c09f8c
 def finetune_probe(
-    encoder:nn.Module,     # A timm vision transformer, left exactly as it was
+    encoder:nn.Module,     # A timm vision transformer, or a `Backbone`; left exactly as it was
     cache,                 # Labelled crops, a `CropCache`
     label:str='pathology', # Column of the label
     settings:str|dict|FineTune='ours', # What to do, see `get_finetune`
-    img_size:int|None=None, # Side of the image in pixels; half of the cache's by default
+    img_size:int|None=None, # Side of the image in pixels; half of the cache's by default. A `Backbone` gets whole crops and resizes them
     seed:int=0,            # Seed of head, order, augmentation, drop path and the intervals
     multi:bool|None=None,  # Multi-label? By default the four attributes are
     workers:int=0,         # Processes that gather
@@ -253,7 +281,7 @@ def finetune_probe(
 )->ProbeResult:            # Predictions of the test lesions at the epoch that was best on validation; the classifier itself as `model`
     "Fine-tune a copy of `encoder` and predict the test lesions once; raises `LeakError` or `DataError` for an unfit split"
     s = get_finetune(settings, **changes)
-    dls = task_dls(cache, label, multi, img_size, s.batch_size, seed, workers, **s.augment)
+    dls = task_dls(cache, label, multi, img_size, s.batch_size, seed, workers, whole=isinstance(encoder, Backbone), **s.augment)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         learn = finetune_learner(dls, encoder, s, seed, cbs)
@@ -261,7 +289,8 @@ def finetune_probe(
             fit_finetune(learn)
             probs, _ = learn.get_preds(dl=dls[2])
     data, valid = dls[2].dataset, dict(enumerate(map(float, learn.keep_best.losses)))
-    model = _told(learn.model.to(next(encoder.parameters()).device).eval(), encoder, data.vocab, label, valid, seed, s)
+    home = next(chain(encoder.parameters(), encoder.buffers())).device
+    model = _told(learn.model.to(home).eval(), encoder, data.vocab, label, valid, seed, s)
     part = Part(None, np.asarray(data.y) > 0 if np.ndim(data.y) == 2 else data.y, cache.table.iloc[data.rows])
     return _result(label, list(data.vocab), part, probs.double().numpy(), valid=valid, seed=seed, model=model)
 

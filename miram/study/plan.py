@@ -24,7 +24,7 @@ from ..evaluate.finetune import FINETUNES, FineTune, LesionClassifier, get_finet
 from ..evaluate.probe import probe_split
 from ..files import DataError
 from ..models.counting import count_step
-from ..models.pretrained import init_encoder
+from ..models.pretrained import ENCODERS, Backbone, _check_name, _config_beside, init_encoder, open_encoder
 from ..settings import check_names, check_positive, check_types
 from ..train.recipe import METHODS, Recipe, base_of, get_recipe, read_settings, recipe_from, recipe_model
 
@@ -36,6 +36,7 @@ def method_entry(
 )->dict:      # Fields of a recipe that differ from the study's, or `frozen`
     "What a name stands for; raises `ValueError` for a name that stands for nothing, listing those that do"
     if name in FROZEN: return dict(FROZEN[name])
+    if name in ENCODERS or name.startswith('timm:'): return dict(frozen=name)
     if name in METHODS: return dict(method=name) | (dict(micro=None) if METHODS[name].batchwise else {})
     kind,dash,attention = name.partition('-')
     if attention=='cross' and kind in ('mae','miram'): return dict(method=kind, decoder='cross')
@@ -70,7 +71,7 @@ class StudyPlan:
 # %% ../../nbs/study/75_plan.ipynb #9612558e
 def _check_fields(p):
     "Give every field its type and raise `ValueError` for one that cannot work"
-    if not isinstance(p.methods, Mapping): object.__setattr__(p, 'methods', {m: method_entry(m) for m in p.methods})
+    if not isinstance(p.methods, Mapping): object.__setattr__(p, 'methods', {m.removeprefix('timm:'): method_entry(m) for m in p.methods})
     object.__setattr__(p, 'finetune', get_finetune(p.finetune))
     check_types(p)
     for f in ('methods','seeds','probes'):
@@ -96,8 +97,10 @@ def recipe_of(self:StudyPlan,
     "The recipe of a run; raises `ValueError` naming the method for an entry that cannot work"
     e = dict(self.methods[method])
     if 'frozen' in e:
-        more = sorted(set(e)-{'frozen'})
+        more = sorted(set(e)-{'frozen'}-({'img_size','weights','licence'} if e['frozen']!='random' else set()))
         if more: raise ValueError(f'methods.{method}: a frozen encoder is not trained, so {more[0]!r} means nothing')
+        if e.get('img_size') is not None and (type(e['img_size']) is not int or e['img_size']<1):
+            raise ValueError(f'methods.{method}: img_size={e["img_size"]!r} must be a number of pixels')
         return None
     try:
         start = get_recipe(e.pop('base')) if 'base' in e else self.recipe
@@ -170,12 +173,24 @@ def frozen_encoder(
     plan:StudyPlan, # Whose images it must take
     method:str,     # A method with an entry `frozen`
     seed:int=0,     # Of a random encoder
-)->nn.Module:       # In eval mode
+    pretrained:bool=True, # False for a model of timm's without its weights, to be counted
+)->nn.Module:       # `Encoder` or `Backbone`, in eval mode
     "The encoder of a method that is not trained; raises `ValueError` or `OSError` when it cannot be had"
-    source = plan.methods[method]['frozen']
-    enc = recipe_model(plan.recipe.change(method='mae', init=None, seed=seed)).encoder
-    if source!='random': init_encoder(enc, source)
+    e,start = plan.methods[method],lambda: recipe_model(plan.recipe.change(method='mae', init=None, seed=seed)).encoder
+    source = e['frozen']
+    if source=='random': return start().eval()
+    p = Path(source).expanduser()
+    named = source in ENCODERS or source.startswith('timm:') or not p.exists()
+    if named: return open_encoder(source, e.get('img_size'), e.get('weights') if pretrained else None, pretrained, e.get('licence'))
+    cfg = _config_beside(p)
+    if 'miram' in cfg: return open_encoder(p, plan.recipe.img_size)
+    if 'architecture' in cfg: return open_encoder(p, e.get('img_size'), licence=e.get('licence'))
+    enc = start(); init_encoder(enc, source, e.get('licence'))
     return enc.eval()
+
+def _outline(plan, method):
+    "An encoder that is not trained, without fetching or reading anything of timm's, to check and to count"
+    with torch.device('meta'): return frozen_encoder(plan, method, pretrained=False)
 
 # %% ../../nbs/study/75_plan.ipynb #1fe437dd
 def check_plan(
@@ -184,10 +199,14 @@ def check_plan(
     out:str|Path|None=None, # Results folder, to look at the disk
     workers:int=1,       # Runs at the same time
 ):
-    "Raise `LeakError` for a shared patient, `DataError` for a task that cannot be probed or a disk that is too small"
+    "Raise `LeakError` for a shared patient, `DataError` for a task that cannot be probed, an encoder that cannot be had, or a full disk"
     assert_disjoint(table)
     index = np.arange(len(table))[:,None]
     for t in plan.all_tasks: probe_split(index, with_label(table, t), t)
+    for m,e in plan.methods.items():
+        if not str(e.get('frozen', '')).startswith('timm:'): continue
+        if 'weights' not in e: _check_name(e['frozen'].removeprefix('timm:'))
+        _outline(plan, m)
     if out is None: return
     there = next(f for f in [Path(out).resolve(), *Path(out).resolve().parents] if f.exists())
     need,free = disk_bytes(plan, workers),shutil.disk_usage(there).free
@@ -204,6 +223,7 @@ def disk_bytes(
     kept,busy = 0,[0]
     for m in plan.methods:
         r = plan.recipe_of(m)
+        if r is None and isinstance(_outline(plan, m), Backbone): continue
         model = recipe_model(r or plan.recipe.change(method='mae'))
         enc,full = _state_bytes(model.encoder),_state_bytes(model)
         kept += (enc if r is None else full+enc*(2 if r.ema else 1))*len(plan.seeds)
@@ -224,12 +244,14 @@ def step_counts(
 )->dict:            # `train`, `features` and `finetune`: FLOP a crop; `bytes` and `parameters` of a training step
     "Operations of a method a crop, counted on two crops"
     r,s = plan.recipe_of(method),plan.recipe.img_size
-    model = recipe_model(r or plan.recipe.change(method='mae'))
+    model = recipe_model(r) if r is not None else None
+    enc = model.encoder if model is not None else _outline(plan, method)
+    if isinstance(enc, Backbone): s = enc.img_size
     low,high = torch.empty(2, 1, s, s),torch.empty(2, 1, 2*s, 2*s)
     flop = lambda *args, **kw: count_step(*args, **kw).flops/2
-    cost = dict(train=0., bytes=0, parameters=0, features=flop(model.encoder, None, low, backward=False), finetune=0.)
+    cost = dict(train=0., bytes=0, parameters=0, features=flop(enc, None, low, backward=False), finetune=0.)
     if 'finetune' in plan.probes:
-        head = LesionClassifier(model.encoder, 4)
+        head = LesionClassifier(enc, 4)
         cost['finetune'] = flop(head, nn.CrossEntropyLoss(), low, torch.zeros(2, dtype=torch.long))
     if r is None: return cost
     m = METHODS[r.method]

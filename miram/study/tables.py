@@ -18,9 +18,9 @@ from ..evaluate.metrics import (bootstrap_ci, by_stratum, holm, macro_auc, malig
                                     paired_difference, within_kind)
 from ..evaluate.probe import learning_curve
 from ..files import DataError, replacing
-from ..models.weights import load_encoder, load_model
+from ..models.weights import load_model
 from .plan import PAPER_ACCURACY, PAPER_FLOORS, StudyPlan
-from .runs import _failed, _result, read_floors, read_result, run_folder
+from .runs import _failed, _result, read_floors, read_result, run_encoder, run_folder
 
 # %% ../../nbs/study/77_tables.ipynb #d7921093
 def over_seeds(
@@ -179,7 +179,7 @@ def learning_curves(self:Study,
     "AUC of a linear probe with fewer labelled training patients, for every finished encoder"
     rows = []
     for m,s in self.results:
-        enc = load_encoder(run_folder(self.out, m, s))
+        enc = run_encoder(self.plan, self.out, m, s)
         feats = cached_features(enc, cache, self.plan.recipe.img_size, folder=self.out/'features')
         curve = learning_curve(feats, with_label(cache.table, self.task), self.task, shares, draws, n_boot=200)
         rows.append(curve.assign(method=m, encoder_seed=s))

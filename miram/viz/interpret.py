@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['materialised', 'attention_maps', 'rollout', 'attention_grid', 'lesion_attention', 'draw_map', 'plot_attention',
-           'occlusion_map', 'plot_maps', 'project', 'plot_features', 'neighbours', 'plot_neighbours', 'most_confused',
-           'confusions', 'plot_confused', 'prediction_maps', 'map_path', 'predict_image']
+           'query_attention', 'box_in_crop', 'occlusion_map', 'plot_maps', 'project', 'plot_features', 'neighbours',
+           'plot_neighbours', 'most_confused', 'confusions', 'plot_confused', 'prediction_maps', 'map_path',
+           'predict_image']
 
 # %% ../../nbs/viz/51_interpret.ipynb #df922197
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from ..data.crops import CropCache
 from ..data.pixels import read_pixels
 from ..evaluate.classifier import NO_DIAGNOSIS, Prediction, SavedClassifier, answer, lesion_box, load_classifier
-from ..evaluate.features import frozen
+from ..evaluate.features import _fit_size, _pooled, _shown, frozen
 from ..files import DataError, replacing
+from ..models.pretrained import Backbone
 from .plot import canvas, figure_png
 
 # %% ../../nbs/viz/51_interpret.ipynb #34b97103
@@ -114,16 +116,43 @@ def plot_attention(
     rows:list|None=None,      # Label of each row
     title:str='',             # Above all panels
     side:float=1.2,           # Of one picture, in inches
+    names:tuple=('rollout','head'), # Above the map of all, and above that of each
+    boxes:list|None=None,     # Lesion `(x,y,w,h)` of each row in pixels of the images, to be outlined
 )->Figure:
     "A row a lesion: the image, the rollout, and each head; every map on its own scale"
-    cols = {'rollout': roll} | ({} if heads is None else {f'head {i}': heads[:,i] for i in range(heads.shape[1])})
+    cols = {names[0]: roll} | ({} if heads is None else {f'{names[1]} {i}': heads[:,i] for i in range(heads.shape[1])})
     fig,axs = canvas(len(images), 1+len(cols), side, side)
     for i,im in enumerate(images):
         axs[i,0].imshow(im.detach().float().cpu().mean(0), cmap='gray'); axs[i,0].set(xticks=[], yticks=[])
         if rows is not None: axs[i,0].set_ylabel(rows[i], fontsize=8)
         for ax,(k,m) in zip(axs[i,1:], cols.items()): draw_map(ax, im, m[i], title=k if i==0 else '')
+        for ax in axs[i] if boxes is not None else (): ax.add_patch(Rectangle(boxes[i][:2], *boxes[i][2:], fill=False, ec='#39d0c0', lw=1))
     axs[0,0].set_title('lesion', fontsize=8); fig.suptitle(title, fontsize=8)
     return fig
+
+# %% ../../nbs/viz/51_interpret.ipynb #eaef395e
+def query_attention(
+    probe:nn.Module,    # `EfficientProbe`, the `probe` of `efficient_probe`'s result
+    encoder:nn.Module,  # Encoder or `Backbone` on whose tokens it was fitted; left exactly as it was
+    cache:CropCache,    # The crops
+    rows,               # Which of them `(n,)`
+    img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
+)->Tensor:              # `(n,M,rows,cols)`, each map adding up to 1
+    "Where each query of an efficient probe looks, over the image; raises `ValueError` for a probe without queries"
+    if not hasattr(probe, 'attention'): raise ValueError(f'a {type(probe).__name__} has no queries: give the probe of efficient_probe')
+    other,size = isinstance(encoder, Backbone),img_size or cache.crop_size//2
+    chans,grid = (1,encoder.grid) if other else (_fit_size(encoder, size),encoder.patch_embed.grid_size)
+    with frozen(encoder) as enc: z = _pooled(enc, _shown(enc, cache, rows, size, chans, 'cpu'), 'tokens')
+    with frozen(probe) as p: return p.attention(z.float()).unflatten(-1, grid)
+
+def box_in_crop(
+    cache:CropCache, # The crops
+    row:int,         # Which of them
+    side:int,        # Side of the picture in pixels
+)->tuple:            # `(x,y,w,h)` in pixels of the picture
+    "Where the lesion lies in its crop, which is centred on it, for crops that were neither clipped nor turned"
+    w,h = cache.table[['w','h']].iloc[row]; k = side/(max(w, h)*cache.manifest['settings']['context'])
+    return (side-w*k)/2, (side-h*k)/2, w*k, h*k
 
 # %% ../../nbs/viz/51_interpret.ipynb #3c56e5c7
 def occlusion_map(
