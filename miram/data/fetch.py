@@ -29,8 +29,8 @@ class Collection(NamedTuple):
     cite:tuple # What its owners ask to be cited, and what the Commons asks
 
 # %% ../../nbs/data/39_fetch.ipynb #1091f121
-_commons = ('Fedorov A, et al (2023). National Cancer Institute Imaging Data Commons: Toward Transparency, Reproducibility, and Scalability in '
-            'Imaging Artificial Intelligence. RadioGraphics 43(12). doi:10.1148/rg.230180')
+_commons = ('Fedorov A, et al (2023). National Cancer Institute Imaging Data Commons: Toward Transparency, Reproducibility, and '
+            'Scalability in Imaging Artificial Intelligence. RadioGraphics 43(12). doi:10.1148/rg.230180')
 COLLECTIONS = dict(
     cbis=Collection('cbis_ddsm', 'CBIS-DDSM', (
         'Sawyer-Lee R, Gimenez F, Hoogi A, Rubin D (2016). Curated Breast Imaging Subset of Digital Database for Screening Mammography '
@@ -50,7 +50,8 @@ def series_index(
     collection:str, # One of `COLLECTIONS`
 )->pd.DataFrame:    # A row a series: `patient study series description images bytes licence doi`
     "The series of a collection as the installed index of the Imaging Data Commons has them; raises `DataError` without that package"
-    if collection not in COLLECTIONS: raise DataError(f'{collection!r} is no collection that can be fetched; use one of {", ".join(COLLECTIONS)}')
+    if collection not in COLLECTIONS:
+        raise DataError(f'{collection!r} is no collection that can be fetched; use one of {", ".join(COLLECTIONS)}')
     try: from idc_index_data import IDC_INDEX_PARQUET_FILEPATH as path
     except ImportError: raise DataError("the index of the Imaging Data Commons is not installed: pip install 'miram[fetch]'") from None
     df = pd.read_parquet(path, columns=list(_index_columns), filters=[('collection_id', '==', COLLECTIONS[collection].id)])
@@ -159,7 +160,8 @@ class IDCTransfer:
         series:list, # Series UIDs
     ):
         "Raises `DataError` without that package or without a network"
-        if not _reachable(): raise DataError('the Imaging Data Commons cannot be reached from here; is there a network, or a proxy to name in HTTPS_PROXY?')
+        if not _reachable(): raise DataError('the Imaging Data Commons cannot be reached from here; is there a network, '
+                                             'or a proxy to name in HTTPS_PROXY?')
         try: from idc_index import IDCClient
         except ImportError: raise DataError("the client of the Imaging Data Commons is not installed: pip install 'miram[fetch]'") from None
         if not hasattr(self, 'client'): self.client = IDCClient()
