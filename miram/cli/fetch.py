@@ -11,11 +11,13 @@ from .command import command, one_of
 from ..files import DataError
 
 # %% ../../nbs/cli/88_fetch.ipynb #c787021e
+_collection = one_of('cbis', 'cmmd')
+
 def _words(text): return tuple(o.strip() for o in text.split(',')) if text else None
 
 @command
 def miram_fetch(
-    collection:one_of('cbis', 'cmmd'), # cbis (CBIS-DDSM, 164 GB) or cmmd (CMMD, 23 GB)
+    collection:_collection,            # cbis (CBIS-DDSM, 164 GB) or cmmd (CMMD, 23 GB)
     to:str='',                         # Folder to fetch into; an interrupted call continues there
     part:str=None,                     # Of CBIS-DDSM, comma-separated: mass-train, mass-test, calc-train, calc-test
     only:str=None,                     # Of CBIS-DDSM, comma-separated: films, masks, crops
