@@ -212,7 +212,7 @@ def command(
 # %% ../../nbs/cli/79_command.ipynb #38cabcc4
 COMMANDS = dict(miram_demo='miram.cli.demo', miram_cbis_check='miram.cli.check', miram_pretrain='miram.cli.pretrain',
                 miram_probe='miram.cli.probe', miram_study='miram.cli.study', miram_predict='miram.cli.predict',
-                miram_cost='miram.cli.cost')
+                miram_cost='miram.cli.cost', miram_fetch='miram.cli.fetch')
 
 def find_command(
     name:str, # One of `COMMANDS`
