@@ -35,9 +35,12 @@ def safe_path(
 )->Path:           # The two joined
     """Join `rel` to `root`, refusing what would lead out of it
 
-    Raises `DataError` when `rel` is absolute, has a `..` in it, or goes through a link to somewhere else that is not to be followed."""
+    Raises `DataError` when `rel` is absolute, has a `..` in it, goes through a link that leads to itself, or through one to somewhere else
+    that is not to be followed."""
     p = _inside(rel, root)
-    if not follow_links and not (Path(root)/p).resolve().is_relative_to(Path(root).resolve()):
+    try: out = not (Path(root)/p).resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError) as e: raise DataError(f'path {str(rel)!r} in {root} cannot be followed ({e}); leave it out') from None
+    if out and not follow_links:
         raise DataError(f'path {str(rel)!r} leads out of {root} through a link; put the file itself there, '
                         'or allow it with follow_links=True (--follow_links)')
     return Path(root)/p

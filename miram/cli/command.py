@@ -146,7 +146,7 @@ def number(
     return type('Real', (Number,), dict(least=least, most=most))
 
 # %% ../../nbs/cli/79_command.ipynb #a8af3f03
-Count,Seed,Workers,Context = whole(1),whole(0, 2**32-1),whole(0, 1024),number(.1, 100)
+Count,Seed,Workers,Context = whole(1, 10**6),whole(0, 2**32-1),whole(0, 1024),number(.1, 100)
 
 # %% ../../nbs/cli/79_command.ipynb #b33dc981
 def one_of(

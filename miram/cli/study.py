@@ -26,12 +26,13 @@ def miram_study(
     epochs:Count=None,      # Passes over the training crops; the plan's without it
     methods:str=None,       # Comma-separated, such as random,mae,moco,miram-nystrom,miram-cross
     tasks:str=None,         # Comma-separated columns to probe beside the plan's label
-    probes:str=None,        # Comma-separated: linear, trained, knn, attentive, finetune
+    probes:str=None,        # Comma-separated: linear, trained, knn, attentive, efficient, finetune
     workers:Workers=0,      # Processes that share the runs
     dask:str=None,          # Or the address of a Dask scheduler
     data_seed:Seed=0,       # Seed of the phantom and of the split
     curves:bool=False,      # Learning curves: the linear probe with fewer labelled patients
-    dry:bool=False,         # Only say what it will cost
+    dry:bool=False,         # Only say what it will cost, and which differences this test set can show
+    duplicates:bool=False,  # First look for films that are trained and tested on under two names (minutes for a large archive)
     overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise
     follow_links:bool=False, # Links among the images may lead out of their folder
 ):
@@ -51,6 +52,7 @@ def miram_study(
     p = load_plan(plan, **given)
     with ExitStack() as stack:
         tables = study_job(p, out, lesions, images, cbis, patients, data_seed, study_executor(stack, workers, dask), curves, dry=dry,
-                           say=partial(print, flush=True), overwrite=overwrite, follow_links=follow_links)
+                           say=partial(print, flush=True), overwrite=overwrite, follow_links=follow_links,
+                           duplicates=duplicates)
     for (t,k),tab in (tables or {}).items(): print(f'\n{t}, {k} probe\n{tab.to_string(na_rep="")}')
     if tables: print(f'\nThe report is {Path(out).resolve()/"report.html"}')

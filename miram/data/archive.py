@@ -15,6 +15,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+from uuid import NAMESPACE_OID, uuid5
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -253,7 +254,7 @@ class Series(NamedTuple):
         return f'{self.case}/{d[4:6]}-{d[6:]}-{d[:4]}-DDSM-NA-{self.study[-5:]}/1.000000-{descriptions[self.what]}-{self.uid[-5:]}'
 
 # %% ../../nbs/data/35_archive.ipynb #27fb1639
-LAYOUTS = ('nbia', 'csv', 'kaggle')
+LAYOUTS = ('nbia', 'csv', 'kaggle', 'idc')
 
 def image_path(
     s:Series,            # Its series
@@ -262,6 +263,7 @@ def image_path(
 )->str:                  # Path under the archive's root
     "Where a form of the archive keeps an image"
     if layout=='csv': return f'CBIS-DDSM/{s.case}/{s.study}/{s.uid}/{n-1:06}.dcm'
+    if layout=='idc': return f'cbis_ddsm/{s.case}/{s.study}/{s.uid}/{uuid5(NAMESPACE_OID, f"{s.uid}.{n}")}.dcm'
     if layout=='kaggle': return f'jpeg/{s.uid}/{n}-{int(s.uid[-9:])*n%1000:03}.jpg'
     return f'CBIS-DDSM/{s.folder}/1-{n}.dcm'
 
@@ -490,7 +492,7 @@ def write_phantom(
     seed:int=0,                   # Same seed, same bytes
     workers:int=None,             # Processes; 0 is none beside this one, None takes up to 8 cores, and no process for a few patients
     progress:bool=True,           # Show a progress bar
-    layout:str='nbia',            # Form of the archive: `nbia` (download program), `csv` (as in the case files) or `kaggle` (JPEG mirror)
+    layout:str='nbia',            # `nbia` (download program), `csv` (as in the case files), `idc` (the Commons) or `kaggle` (JPEG mirror)
     executor=None,                # Workers that are there already, an executor of `concurrent.futures`
 )->Path:                          # `root`
     "Write a phantom of CBIS-DDSM; raises `FileExistsError` for a folder with other contents and `ValueError` for settings that cannot be"

@@ -182,7 +182,7 @@ def _by_folder(folders, uids):
     "Series whose folder bears their UID; the first of several copies"
     res = {}
     for f in sorted(folders):
-        if (u := f.split('/')[-1]) in uids: res.setdefault(u, [f'{f}/{n}' for n in folders[f]])
+        if (u := f.split('/')[-1].removeprefix('MG_')) in uids: res.setdefault(u, [f'{f}/{n}' for n in folders[f]])
     return res
 
 # %% ../../nbs/data/36_cbis.ipynb #efaca1c7
@@ -236,11 +236,17 @@ def _by_header(root, folders, uids, taken, progress=False):
 class Archive(NamedTuple):
     "What lies in a folder"
     series:dict      # `{series UID: [paths relative to the folder]}`
-    how:dict         # `{series UID: 'csv', 'kaggle', 'nbia' or 'header'}`, the form in which it was found
+    how:dict         # `{series UID: 'csv', 'idc', 'kaggle', 'nbia' or 'header'}`, the form in which it was found
     passed:dict      # `{path: why}` of files and folders that were passed over
     followed:dict={} # `{path: what}` of links that were followed
 
 # %% ../../nbs/data/36_cbis.ipynb #a36d0a56
+def _form(path):
+    "The form of the archive in which a file lies whose folder bears its series"
+    p = PurePosixPath(path)
+    if p.suffix.lower() != '.dcm': return 'kaggle'
+    return 'idc' if re.fullmatch(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', p.stem) else 'csv'
+
 def index_archive(
     root:str|Path,            # Folder of the archive
     uids:set,                 # Series UIDs that are wanted
@@ -253,7 +259,7 @@ def index_archive(
     series, how = {}, {}
     def add(found, form):
         series.update(found)
-        for u,ps in found.items(): how[u] = form or ('csv' if ps[0].lower().endswith('.dcm') else 'kaggle')
+        for u,ps in found.items(): how[u] = form or _form(ps[0])
     add(_by_folder(folders, uids), None)
     for f,form in [(_by_metadata, 'nbia'), (_by_info, 'kaggle')]:
         if left := uids - set(series): add(f(root, folders, left, follow_links), form)

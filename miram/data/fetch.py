@@ -15,11 +15,11 @@ import pandas as pd
 from fastcore.basics import chunked
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from tqdm.auto import tqdm
 
 import miram
 from ..files import DataError, _count, replacing, safe_path
 from .cbis import CASE_FILES, read_cases
+from ..jobs import progress_bar
 
 # %% ../../nbs/data/39_fetch.ipynb #824bd54c
 class Collection(NamedTuple):
@@ -212,7 +212,7 @@ def fetch(
     plan.to.mkdir(parents=True, exist_ok=True)
     _write_licence(plan)
     transfer,lacking = transfer or IDCTransfer(),dict(plan.rows.lacking)
-    with tqdm(total=need, desc='fetching', unit='B', unit_scale=True, disable=not progress) as bar:
+    with progress_bar(total=need, desc='fetching', unit='B', unit_scale=True, disable=not progress) as bar:
         for some in chunked(list(plan.todo.index), batch):
             got = _bring(plan, plan.rows.loc[some], transfer, tries)
             lacking |= got

@@ -9,7 +9,7 @@ __all__ = ['FROZEN', 'PAPER_ACCURACY', 'PAPER_FLOORS', 'EXTENDS', 'GPU_CLASSES',
 
 # %% ../../nbs/study/75_plan.ipynb #5ef32c89
 import json, numpy as np, pandas as pd, shutil, torch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from fastcore.basics import patch
 from pathlib import Path
@@ -71,6 +71,8 @@ class StudyPlan:
 # %% ../../nbs/study/75_plan.ipynb #9612558e
 def _check_fields(p):
     "Give every field its type and raise `ValueError` for one that cannot work"
+    names = p.methods if isinstance(p.methods, Iterable) and not isinstance(p.methods, str) else [None]
+    if not all(isinstance(m, str) for m in names): raise ValueError(f'methods={p.methods!r}: give names, or a table')
     if not isinstance(p.methods, Mapping): object.__setattr__(p, 'methods', {m.removeprefix('timm:'): method_entry(m) for m in p.methods})
     object.__setattr__(p, 'finetune', get_finetune(p.finetune))
     check_types(p)

@@ -19,6 +19,8 @@ from ..data.cbis import study_lesions
 from ..data.crops import CropCache, build_crops
 from ..data.labels import labelled, with_label
 from ..data.loaders import pretrain_dls
+from ..evaluate.duplicates import check_duplicates
+from ..evaluate.power import power_text
 from ..files import replacing
 from ..jobs import cores, process_pool
 from ..memory import hardware
@@ -235,13 +237,16 @@ def study_job(
     executor=None,          # Workers that share patients and runs, such as a `process_pool`
     curves:bool=False,      # Probe with fewer labelled patients too
     chart:bool=False,       # Also measure the attentions alone
-    dry:bool|None=None,     # Only say what it will cost; `False` says it before it starts, `None` does not say it
+    dry:bool|None=None,     # Only say what it will cost and could show; `False` says the cost before it starts, `None` does not
     say=print,              # Called with each line that tells what is being done
     overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise?
     follow_links:bool=False, # May links among the images lead out of their folder?
+    duplicates:bool=False,  # Look for training films that stand under another name in the test part?
     **kwargs                # Passed to `run_pretraining`
 )->dict|None:               # Tables by task and probe; `None` when dry, and in all but the first of several processes
-    "Lesions → crops → runs → costs → tables, figures and report"
+    """Lesions → crops → runs → costs → tables, figures and report
+
+    Raises `LeakError` when a film is trained and tested on, by name or, if `duplicates`, by what it shows."""
     out,start = Path(out),time.perf_counter()
     join_processes(kwargs.get('device'))
     def crops():
@@ -250,6 +255,8 @@ def study_job(
                                    follow_links=follow_links)
         if dry is not None: say(cost_text(plan, table, getattr(executor, '_max_workers', 1)))
         check_plan(plan, table, None if dry else out)
+        if dry: say(power_text(table, plan.label))
+        if duplicates: check_duplicates(table, root)
         if dry: return None
         size = 2*plan.recipe.img_size
         say(f'[2/5] crops of {len(table)} lesions, {size}×{size} pixels')
