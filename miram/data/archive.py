@@ -477,7 +477,7 @@ def _finish(root, rows, series, layout):
     write_case_files(root/'csv' if layout=='kaggle' else root, rows)
     if layout=='nbia': write_metadata(root, series)
     if layout=='kaggle': write_mirror_csvs(root, series)
-    else:
+    if layout in ('nbia','csv'):
         (root/'CBIS-DDSM'/'.DS_Store').write_bytes(b'\0\0\0\1Bud1' + bytes(60))
         (root/'CBIS-DDSM'/'CBIS-DDSM.lnk').write_bytes(b'L\0\0\0' + bytes(60))
 
