@@ -111,11 +111,14 @@ def read_cases(
     root = Path(root)
     if not root.is_dir(): raise DataError(f'{root}: no such folder; give the folder that holds the case files of CBIS-DDSM')
     found = {k: _find_file(root, f, follow_links) for k,f in CASE_FILES.items()}
-    parts = [_read_case_file(p, *k) for k,p in found.items() if p]
+    parts = {p: _read_case_file(p, *k) for k,p in found.items() if p}
     if not parts: raise DataError(f"{root}: none of the four case files (such as {CASE_FILES['mass', 'train']}) is here; "
                                   'download them from the CBIS-DDSM page of The Cancer Imaging Archive into this folder')
-    df = lesion_table(pd.concat(parts, ignore_index=True), 'the case files', boxes=False)
-    df.attrs['notes'] = [n for p in parts for n in p.attrs['notes']] + df.attrs['notes']
+    try: df = lesion_table(pd.concat(parts.values(), ignore_index=True), 'the case files', boxes=False)
+    except DataError:
+        for p,part in parts.items(): lesion_table(part, str(p), boxes=False) # which of them, and in which of its rows
+        raise
+    df.attrs['notes'] = [n for p in parts.values() for n in p.attrs['notes']] + df.attrs['notes']
     return df
 
 # %% ../../nbs/data/36_cbis.ipynb #7cd91141

@@ -271,13 +271,18 @@ def get_recipe(
     try: return recipe_from(read_settings(name), name).change(**changes)
     except RecursionError: raise ValueError(f'{name}: its base leads back to itself') from None
 
+def _start(base, source):
+    "The recipe that a file names as its base, errors with the name of the file"
+    try: return get_recipe(base_of(base, source, RECIPES))
+    except ValueError as e: raise ValueError(str(e) if str(source) in str(e) else f'{source}: {e}') from None
+
 def recipe_from(
     d:dict,                 # Fields and values; `base` names the recipe that they start from
     source:str|Path='recipe', # What to call it in messages
 )->Recipe:
     "A recipe from a table of fields; raises `ValueError`, naming the source, without a base unless every field is there"
     known = f'one of {", ".join(RECIPES)} or another file'
-    return settings_from(d, Recipe, lambda base: get_recipe(base_of(base, source, RECIPES)), known, source)
+    return settings_from(d, Recipe, lambda base: _start(base, source), known, source)
 
 # %% ../../nbs/train/60_recipe.ipynb #30d21c89
 def recipe_model(

@@ -207,9 +207,11 @@ class Pictures(Callback):
 def feature_health(
     z, # Features `(n,D)`, tensor or array
 )->dict: # `spread`, 0 to 1, and `rank`, 1 to D
-    "Spread and effective rank of features; raises `ValueError` for fewer than two"
+    "Spread and effective rank of features; raises `ValueError` for fewer than two, and for such as are not finite"
     z = torch.as_tensor(z).double()
     if len(z)<2: raise ValueError(f'{len(z)} feature vector(s): spread and rank need at least 2')
+    if not z.isfinite().all():
+        raise ValueError('the features are not finite: the weights have grown beyond all numbers; lower the learning rate')
     z = z/z.norm(dim=1, keepdim=True).clamp(min=1e-12)
     z = z-z.mean(0)
     spread,s = z.square().sum(1).mean().sqrt().item(),torch.linalg.svdvals(z)
