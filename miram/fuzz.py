@@ -1345,7 +1345,8 @@ def summary(
     g = df.groupby(['format', 'way', 'outcome'], sort=True)
     t = g.agg(n=('number', 'size'), number=('number', 'first'), seconds=('seconds', 'max'), mib=('mib', 'max'),
               said=('said', 'first')).reset_index()
-    return t.assign(said=t.said.map(lambda s: ' '.join(re.sub(r'/\S*/', '…/', s).split())[:120]))
+    plain = lambda s: ''.join(c if c.isprintable() else '�' for c in ' '.join(re.sub(r'/\S*/', '…/', s).split())[:120])
+    return t.assign(said=t.said.map(plain))
 
 # %% ../nbs/98_fuzz.ipynb #f3307e7a
 def plot_counts(

@@ -38,7 +38,7 @@ def _sentence(e):
         return (f'{full.filename or "a file"}: {_FULL[full.errno]}; what was written before is whole: '
                 'make room and run the same command again')
     if isinstance(e, OSError) and e.filename and e.strerror: return f'{e.filename}: {e.strerror}'
-    text = ' '.join(str(e).split())
+    text = ''.join(c if c.isprintable() else '�' for c in ' '.join(str(e).split()))
     if isinstance(e, (ValueError, OSError)): return text
     if isinstance(e, RecursionError): return 'a file of settings is nested too deeply to be read'
     if type(e).__name__=='BrokenProcessPool':

@@ -70,7 +70,8 @@ def _voi_uint16(v, ds, name):
 def _shown(ds, name):
     "What stands in field `name` of a header, as it stands there, cut to a line"
     v = ds.get_item(name).value
-    return (v.decode('latin-1') if isinstance(v, bytes) else str(v)).strip()[:60]
+    text = (v.decode('latin-1') if isinstance(v, bytes) else str(v)).strip()[:60]
+    return ''.join(c if c.isprintable() else '�' for c in text)
 
 def _int(ds, name, path, default=None):
     "The whole number in field `name` of a header, `default` when there is none; raises when it is no number, or missing without a default"
