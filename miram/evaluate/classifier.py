@@ -465,6 +465,7 @@ def probe_encoder(
     folder:str|Path|None=None, # Where features are kept, as for `cached_features`; tokens never are
     device=None,            # Device of the encoder; where it is by default
     finetune='ours',        # Settings of the probe `finetune`, see `get_finetune`
+    feats:np.ndarray|None=None, # Features or tokens of the cache, if at hand; fine-tuning does not look at them
 )->ProbeResult:
     "Probe one encoder for one label; raises `ValueError` for an unknown probe, `DataError` for an unfit split"
     if probe not in PROBES: raise ValueError(f'unknown probe {probe!r}: choose one of {", ".join(PROBES)}')
@@ -472,7 +473,7 @@ def probe_encoder(
     if probe=='finetune': return finetune_probe(encoder, cache, label, finetune, img_size, seed, **steps)
     f = dict(linear=linear_probe, trained=trained_probe, knn=knn_probe, attentive=attentive_probe, efficient=efficient_probe)[probe]
     tokens = dict(pool='tokens') if probe in ('attentive','efficient') else dict(folder=folder)
-    feats = cached_features(encoder, cache, img_size, device=device, **tokens)
+    if feats is None: feats = cached_features(encoder, cache, img_size, device=device, **tokens)
     return f(feats, with_label(cache.table, label), label, seed=seed, **steps)
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #3552060b
