@@ -6,7 +6,7 @@
 __all__ = ['ExternalCrops', 'external_crops', 'probe_external', 'drop', 'Recalibration', 'recalibrate', 'recalibrated',
            'stratum_drops', 'task_metrics', 'external_table']
 
-# %% ../../nbs/evaluate/48_external.ipynb #f494e9fb
+# %% ../../nbs/evaluate/48_external.ipynb #ba240259
 import numpy as np, pandas as pd
 from dataclasses import replace
 from fastcore.basics import patch
@@ -16,7 +16,7 @@ from scipy.special import log_softmax, softmax
 from types import SimpleNamespace
 from typing import NamedTuple
 from ..data.crops import CropCache, build_crops
-from ..data.labels import encode_labels, with_label
+from ..data.labels import encode_labels, is_multi, with_label
 from ..data.lesions import lesion_table, read_lesions
 from ..data.splits import LeakError, split_patients
 from .classifier import SavedClassifier, calibrated, probe_encoder
@@ -68,7 +68,7 @@ def external_crops(
     new = build_crops(df, images, out, **cache.manifest['settings'], **kwargs)
     return ExternalCrops(new.path, cache.mean, cache.std)
 
-# %% ../../nbs/evaluate/48_external.ipynb #0dcd6d65
+# %% ../../nbs/evaluate/48_external.ipynb #7842c2dc
 class _Rows:
     "Crops of several caches, one after the other"
     def __init__(self, *parts): self.parts, self.n = parts, np.cumsum([0, *map(len, parts)])
@@ -81,23 +81,22 @@ class _Rows:
         k = int(np.searchsorted(self.n, i, side='right'))-1
         return self.parts[k][i-self.n[k]]
 
-def _joined(cache, ext):
+def _joined(cache, exts):
     "A cache whose test part goes on with the external lesions; `lesion_id` is the number of the row"
-    t = pd.concat([cache.table, ext.table], ignore_index=True)
-    return SimpleNamespace(table=t.assign(lesion_id=[str(i) for i in range(len(t))]), crops=_Rows(cache.crops, ext.crops),
+    t = pd.concat([cache.table, *(e.table for e in exts)], ignore_index=True)
+    return SimpleNamespace(table=t.assign(lesion_id=[str(i) for i in range(len(t))]), crops=_Rows(*(c.crops for c in (cache, *exts))),
                            crop_size=cache.crop_size, mean=cache.mean, std=cache.std, path=cache.path)
 
 def _part_of(result, table, rows, offset):
     "The predictions of the lesions `rows` of a result of `_joined`, with their own names"
     of = table.iloc[result.lesions[rows].astype(int)-offset]
-    return replace(result, y=result.y[rows], probs=result.probs[rows], groups=of.patient_id.to_numpy(), lesions=of.lesion_id.to_numpy(),
-                   model=None, probe=None)
+    return replace(result, y=result.y[rows], probs=result.probs[rows], groups=of.patient_id.to_numpy(), lesions=of.lesion_id.to_numpy())
 
-# %% ../../nbs/evaluate/48_external.ipynb #e0933436
+# %% ../../nbs/evaluate/48_external.ipynb #dd689cc5
 def probe_external(
     encoder,                # `Encoder` or `Backbone`, left exactly as it was
     cache:CropCache,        # The internal crops, split by patient
-    ext:ExternalCrops,      # The external ones
+    exts:list,              # The external ones, an `ExternalCrops` a set
     label:str='pathology',  # Column to probe
     probe:str='linear',     # One of `PROBES`
     img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
@@ -106,29 +105,33 @@ def probe_external(
     folder:str|Path|None=None, # Where features are kept, as for `cached_features`
     device=None,            # Device of the encoder; where it is by default
     finetune='ours',        # Settings of the probe `finetune`, see `get_finetune`
-)->tuple:                   # Two of `ProbeResult`: of the internal test lesions, and of the external ones
-    """Fit a probe on the internal training patients, choose it on the validation patients, and ask it about both tests
+)->list:                    # `ProbeResult` of the internal test lesions, and one for each set
+    """Fit a probe on the internal training patients, choose it on the validation patients, and ask it about all tests
 
     Raises `LeakError` for a patient on two sides, `DataError` for an external label that training does not have, or without any."""
-    both,n,feats = _joined(cache, ext),len(cache.table),None
-    if not encode_labels(ext.table.assign(split='train'), label, names=_names_of(cache, label)).ok.any():
-        raise DataError(f'{ext.path}: no external lesion has a {label!r}; fill in that column')
+    every,feats = (cache, *exts),None
+    for e in exts: _labels_of(e, label, encode_labels(cache.table, label, unknown='drop').names)
     if probe!='finetune':
         kept = dict(pool='tokens') if probe in ('attentive','efficient') else dict(folder=folder)
-        feats = np.concatenate([cached_features(encoder, c, img_size, device=device, **kept) for c in (cache, ext)])
-    r = probe_encoder(encoder, both, label, probe, img_size, epochs, seed, folder, device, finetune, feats)
-    mine = r.lesions.astype(int)<n
-    return _part_of(r, cache.table, mine, 0), _part_of(r, ext.table, ~mine, n)
+        feats = np.concatenate([cached_features(encoder, c, img_size, device=device, **kept) for c in every])
+    r = probe_encoder(encoder, _joined(cache, exts), label, probe, img_size, epochs, seed, folder, device, finetune, feats)
+    row,n = r.lesions.astype(int),np.cumsum([0, *(len(c.table) for c in every)])
+    return [_part_of(r, c.table, (lo<=row) & (row<hi), lo) for c,lo,hi in zip(every, n, n[1:])]
 
-def _names_of(cache, label): return encode_labels(cache.table, label, unknown='drop').names
+def _labels_of(ext, label, names):
+    "The labels of an external set; raises `DataError` for one that is none of `names`, and for a set without any"
+    e = encode_labels(ext.table, label, names, unknown='drop' if is_multi(label) else 'raise', source=str(ext.path))
+    if not e.ok.any(): raise DataError(f'{ext.path}: no external lesion has a {label!r}; fill in that column')
+    return e
 
-# %% ../../nbs/evaluate/48_external.ipynb #1792c225
+# %% ../../nbs/evaluate/48_external.ipynb #ccc65257
 _sides = 'internal','external'
 
 def _apart(a, b):
     "Difference of two independent values, each with an interval, and the interval of the difference; frames with `value low high`"
     d,up = a.value-b.value,lambda v: np.maximum(v, 0)**2
-    return pd.DataFrame(dict(drop=d, low=d-np.sqrt(up(a.value-a.low)+up(b.high-b.value)), high=d+np.sqrt(up(a.high-a.value)+up(b.value-b.low))))
+    less,more = (np.sqrt(up(v)+up(w)) for v,w in ((a.value-a.low, b.high-b.value), (a.high-a.value, b.value-b.low)))
+    return pd.DataFrame(dict(drop=d, low=d-less, high=d+more))
 
 def _beside(a, b):
     "Two frames with `value low high`, one a side, and what the first has more"
@@ -243,7 +246,7 @@ def task_metrics(
     if r.multi: base.pop('accuracy')
     return base | malignancy_metrics(r.classes)
 
-# %% ../../nbs/evaluate/48_external.ipynb #e0b9ed7f
+# %% ../../nbs/evaluate/48_external.ipynb #5247ddb8
 def external_table(
     internal:ProbeResult|None, # Predictions of the internal test; `None` where they are not at hand, which leaves its columns empty
     external:ProbeResult,      # Of the external lesions
@@ -260,11 +263,12 @@ def external_table(
     if share and not external.multi:
         before,after,_ = recalibrated(external, share, seed)
         states |= {('others','as they are'): before, ('others','recalibrated'): after}
+    cut = internal is not None and tables[0] is not None
     for (who,how),e in states.items():
         a = (None,)*3 if internal is None else (internal.y, internal.probs, internal.groups)
         d = drop(*a, e.y, e.probs, e.groups, metrics, n_boot, seed=seed).reset_index()
-        parts = pd.DataFrame() if internal is None or tables[0] is None else stratum_drops(internal, e, tables, over=over, n_boot=n_boot, seed=seed)
-        d = d.assign(kind='', stratum='all', level='all', internal_lesions=0 if internal is None else len(internal.y), external_lesions=len(e.y))
+        parts = stratum_drops(internal, e, tables, over=over, n_boot=n_boot, seed=seed) if cut else pd.DataFrame()
+        d = d.assign(kind='', stratum='all', level='all', internal_lesions=0 if a[0] is None else len(a[0]), external_lesions=len(e.y))
         rows.append(pd.concat([d, parts], ignore_index=True).assign(patients=who, probabilities=how, external_patients=len(set(e.groups))))
     return pd.concat(rows, ignore_index=True)[_columns]
 
