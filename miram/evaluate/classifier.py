@@ -6,7 +6,7 @@
 __all__ = ['NO_DIAGNOSIS', 'PROBES', 'fit_temperature', 'fit_isotonic', 'calibrated', 'HeadFit', 'head_fit', 'SavedClassifier',
            'make_classifier', 'Prediction', 'check_box', 'read_mask_box', 'save_classifier', 'load_classifier',
            'read_box', 'lesion_box', 'answer', 'answer_text', 'probe_encoder', 'WrittenProbe', 'write_probe',
-           'probe_crops', 'probe_job']
+           'probe_crops', 'sized_encoder', 'encoder_note', 'probe_job']
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #28ee9310
 import hashlib, json, math, re
@@ -539,6 +539,24 @@ def probe_crops(
     return build_crops(table, root, Path(out)/'crops', crop_size=side, context=context, level=level,
                        overwrite=overwrite, follow_links=follow_links)
 
+def sized_encoder(
+    encoder:str|Path,           # File, folder or 'timm:NAME' for `open_encoder`
+    img_size:int|None=None,     # Side of its images in pixels; its own by default
+    weights:str|Path|None=None, # File with the weights of 'timm:NAME'
+)->tuple:                       # `Encoder` or `Backbone`, and the side of its images
+    "An encoder that can be probed; raises what `open_encoder` raises"
+    enc = open_encoder(encoder, img_size, weights)
+    return enc, enc.img_size if isinstance(enc, Backbone) else enc.patch_embed.img_size[0]
+
+
+def encoder_note(
+    encoder:torch.nn.Module, # `Encoder` or `Backbone`
+    size:int,                # Side of its images in pixels
+)->str:                      # A sentence; empty for an encoder of miram's
+    "Where the weights of an encoder come from, and their licence"
+    if not isinstance(encoder, Backbone): return ''
+    return f'The encoder is {encoder.source} at {size} pixels, licence: {encoder.licence or "not known"}.'
+
 def probe_job(
     encoder:str|Path,      # File, folder or 'timm:NAME' for `open_encoder`
     out:str|Path,          # Results folder
@@ -553,9 +571,9 @@ def probe_job(
     **source               # As for `probe_crops`
 )->WrittenProbe:
     "Load an encoder, probe it and write what was found, with a classifier where the probe can be kept"
-    enc = open_encoder(encoder, img_size, weights); other = isinstance(enc, Backbone)
-    size,cache = enc.img_size if other else enc.patch_embed.img_size[0],probe_crops(enc, out, label=label, **source)
+    enc,size = sized_encoder(encoder, img_size, weights)
+    cache = probe_crops(enc, out, label=label, **source)
     device = 'cuda' if torch.cuda.is_available() else None
     result = probe_encoder(enc, cache, label, probe, size, epochs, seed, Path(out)/'features', device, finetune)
     got = write_probe(out, enc, cache, result, size, n_boot, source=str(encoder), probe=probe, seed=seed)
-    return got._replace(note=f'The encoder is {enc.source} at {size} pixels, licence: {enc.licence or "not known"}.') if other else got
+    return got._replace(note=encoder_note(enc, size))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ExternalCrops', 'external_crops', 'probe_external', 'drop', 'Recalibration', 'recalibrate', 'recalibrated',
-           'stratum_drops', 'task_metrics', 'external_table']
+           'stratum_drops', 'task_metrics', 'external_table', 'classifier_crops', 'classify', 'classifier_test',
+           'ExternalSet', 'read_external', 'write_external', 'external_text', 'external_probe', 'external_classifier']
 
-# %% ../../nbs/evaluate/48_external.ipynb #ba240259
-import numpy as np, pandas as pd
+# %% ../../nbs/evaluate/48_external.ipynb #b3a32994
+import numpy as np, pandas as pd, torch
 from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
@@ -16,10 +17,11 @@ from scipy.special import log_softmax, softmax
 from types import SimpleNamespace
 from typing import NamedTuple
 from ..data.crops import CropCache, build_crops
-from ..data.labels import encode_labels, is_multi, with_label
+from ..data.labels import encode_labels, is_multi
 from ..data.lesions import lesion_table, read_lesions
 from ..data.splits import LeakError, split_patients
-from .classifier import SavedClassifier, calibrated, probe_encoder
+from .classifier import (SavedClassifier, calibrated, encoder_note, load_classifier, probe_crops, probe_encoder,
+                                       sized_encoder, write_probe)
 from .duplicates import check_duplicates
 from .features import cached_features, low_batch
 from .metrics import (accuracy, bootstrap_ci, brier, by_stratum, ece, macro_auc, malignancy_metrics, malignancy_pairs,
@@ -274,3 +276,155 @@ def external_table(
 
 _columns = ['patients','probabilities','external_patients','kind','stratum','level','metric','internal_lesions','external_lesions',
             *(s+e for s in _sides for e in ('','_low','_high')),'drop','low','high']
+
+# %% ../../nbs/evaluate/48_external.ipynb #144008eb
+def classifier_crops(
+    clf:SavedClassifier,     # From `load_classifier`
+    df:pd.DataFrame,         # External lesion table
+    images:str|Path,         # Folder that its column `image` starts from
+    out:str|Path,            # Folder of the crops
+    table:pd.DataFrame|None=None, # The lesions that the classifier was made with, where they are known: none of their patients may return
+    **kwargs                 # As for `external_crops`
+)->ExternalCrops:
+    "`external_crops` by the settings of a classifier; raises what that raises"
+    known = pd.DataFrame(dict(patient_id=[], split=[])) if table is None else table
+    settings = {k: clf.crop[k] for k in ('crop_size','context','window','side','level')}
+    return external_crops(df, images, SimpleNamespace(table=known, manifest=dict(settings=settings), **clf.pixels), out, **kwargs)
+
+def classify(
+    clf:SavedClassifier, # From `load_classifier`
+    ext:CropCache,       # Crops that were cut by its settings, from `classifier_crops`
+    batch_size:int=256,  # Crops at a time
+)->ProbeResult:          # Its calibrated probabilities of every labelled lesion
+    "What a classifier says of external lesions; raises `DataError` for a label that it does not know, and where there is none"
+    e,size = _labels_of(ext, clf.label, clf.classes),clf.crop['input']
+    pixels = SimpleNamespace(crops=ext.crops, crop_size=ext.crop_size, **clf.pixels)
+    x = [clf.features(low_batch(pixels, slice(i, i+batch_size), size, clf.encoder.in_chans)) for i in range(0, len(ext), batch_size)]
+    t,probs = ext.table[e.ok],calibrated(clf.fit.scores(np.concatenate(x)[e.ok]), clf.calibration)
+    return ProbeResult(clf.label, clf.classes, e.y[e.ok], probs, t.patient_id.to_numpy(), t.lesion_id.to_numpy())
+
+# %% ../../nbs/evaluate/48_external.ipynb #3bd48e7c
+def classifier_test(
+    folder:str|Path,     # Folder of the classifier
+    clf:SavedClassifier, # What `load_classifier` read there
+)->tuple:                # `ProbeResult` of its internal test and its lesion table; `None` for what is not found beside the folder
+    "The internal test of a classifier, from the results folder that `miram_probe` wrote; raises `DataError` for that of another one"
+    out = Path(folder).resolve().parent
+    return _internal(out/'predictions.csv', clf), _internal_table(out/'crops', clf)
+
+def _internal(path, clf):
+    if not path.is_file(): return None
+    p = pd.read_csv(path, dtype=dict(lesion_id=str, patient_id=str, truth=str), keep_default_na=False)
+    cols = [f'p_{c}' for c in clf.classes]
+    if not {'lesion_id','patient_id','truth',*cols}<=set(p): raise DataError(f'{path}: holds no predictions of {", ".join(clf.classes)}')
+    y = encode_labels(p, 'truth', clf.classes, False, source=str(path)).y
+    probs = calibrated(np.log(np.maximum(p[cols].to_numpy(float), 1e-300)), clf.calibration)
+    was,now = clf.provenance.get('test', {}).get('accuracy', [None])[0],(p[cols].to_numpy(float).argmax(1)==y).mean()
+    if was is not None and abs(was-now)>1e-4:
+        raise DataError(f'{path}: an accuracy of {now:.4f}, the classifier had {was:.4f}; these are the predictions of another one, '
+                        'move them')
+    return ProbeResult(clf.label, clf.classes, y, probs, p.patient_id.to_numpy(), p.lesion_id.to_numpy())
+
+def _internal_table(path, clf):
+    if not (path/'manifest.json').is_file(): return None
+    cache = CropCache(path, verify=False)
+    return cache.table if cache.manifest['table']==clf.provenance.get('data') else None
+
+# %% ../../nbs/evaluate/48_external.ipynb #a839d354
+class ExternalSet(NamedTuple):
+    "Lesions from elsewhere"
+    name:str           # Of its files and in messages
+    table:pd.DataFrame # Lesion table
+    images:Path        # Folder that its column `image` starts from
+
+def read_external(
+    sets,                    # Pairs of a lesion table (csv) and the folder of its images
+    follow_links:bool=False, # May links in these folders lead out of them?
+)->list:                     # `ExternalSet`s
+    "Read the tables of external sets; raises `DataError` for two of one name, and as `read_lesions` does"
+    names = [Path(c).stem for c,_ in sets]
+    if twice := next((n for n in names if names.count(n)>1), None):
+        raise DataError(f'two external sets are called {twice}; rename one of the files, the results are named after them')
+    return [ExternalSet(n, read_lesions(c, d, follow_links=follow_links), Path(d)) for n,(c,d) in zip(names, sets)]
+
+def write_external(
+    out:str|Path,             # Results folder
+    s:ExternalSet,            # The set
+    internal:ProbeResult|None, # Predictions of the internal test
+    external:ProbeResult,     # Of the set
+    tables:tuple,             # Lesion tables of both
+    share:float=.3,           # Share of the external patients to recalibrate on
+    seed:int=0,               # Of their draw and the resamples
+    n_boot:int=2000,          # Resamples
+)->pd.DataFrame:              # From `external_table`
+    "Write what an external test found; raises what `external_table` raises"
+    t = external_table(internal, external, tables, share, seed, n_boot)
+    for end,d in {'': t, '-predictions': external.predictions()}.items():
+        with replacing(Path(out)/f'external-{s.name}{end}.csv') as f: d.to_csv(f, index=False)
+    return t
+
+def external_text(
+    name:str,        # Of the set
+    t:pd.DataFrame,  # From `external_table`
+)->str:              # Lines
+    "An external table for a terminal: the whole set, and what recalibration changes"
+    lines,names = [],{('all','as they are'): 'all patients', ('others','as they are'): 'not recalibrated on, as they are',
+                      ('others','recalibrated'): 'the same, recalibrated on the rest'}
+    def cell(r, k):
+        ends = ('low','high') if k=='drop' else (f'{k}_low',f'{k}_high')
+        return '{:.3f} [{:.3f}, {:.3f}]'.format(*(getattr(r, o) for o in (k, *ends)))
+    for (who,how),g in t[t.stratum=='all'].groupby(['patients','probabilities'], sort=False):
+        n = f'{g.external_lesions.iloc[0]} lesions of {g.external_patients.iloc[0]} patients'
+        lines.append(f'External test {name}, {names[who,how]}: {n}')
+        for r in g.itertuples():
+            inside = '' if np.isnan(r.internal) else f', inside {cell(r, "internal")}, drop {cell(r, "drop")}'
+            lines.append(f'  {r.metric:18} {cell(r, "external")}{inside}')
+    return '\n'.join(lines)
+
+# %% ../../nbs/evaluate/48_external.ipynb #7c6f77bd
+def external_probe(
+    encoder:str|Path,      # File, folder or 'timm:NAME' for `open_encoder`
+    out:str|Path,          # Results folder
+    external:list,         # Pairs of a lesion table (csv) and the folder of its images
+    share:float=.3,        # Share of the external patients to recalibrate on; 0 for none
+    duplicates:bool=False, # Search the internal films for the external ones?
+    label:str='pathology', # Column to probe
+    probe:str='linear',    # One of `PROBES`
+    epochs:int|None=None,  # Passes of a probe that is trained by steps
+    seed:int=0,            # Of what the probe draws
+    n_boot:int=2000,       # Resamples of the intervals
+    finetune='ours',       # Settings of the probe `finetune`, see `get_finetune`
+    img_size:int|None=None,# Side of the encoder's images in pixels; its own by default
+    weights:str|Path|None=None, # File with the weights of 'timm:NAME'
+    **source               # As for `probe_crops`
+)->tuple:                  # `WrittenProbe`, and for each set its table by name
+    "`probe_job` with external tests: one pass of the probe for all; raises what `external_crops` and `probe_external` raise"
+    sets,more = read_external(external, source.get('follow_links', False)),{k: source.get(k, False) for k in ('overwrite','follow_links')}
+    enc,size = sized_encoder(encoder, img_size, weights)
+    cache,films = probe_crops(enc, out, label=label, **source),source.get('images') or source.get('cbis')
+    if duplicates and films is None: raise DataError('--duplicates needs the internal films: --images or --cbis')
+    exts = [external_crops(s.table, s.images, cache, Path(out)/f'external-{s.name}', films if duplicates else None, s.name, **more)
+            for s in sets]
+    device = 'cuda' if torch.cuda.is_available() else None
+    inside,*outside = probe_external(enc, cache, exts, label, probe, size, epochs, seed, Path(out)/'features', device, finetune)
+    got = write_probe(out, enc, cache, inside, size, n_boot, source=str(encoder), probe=probe, seed=seed)
+    found = {s.name: write_external(out, s, inside, r, (cache.table, e.table), share, seed, n_boot) for s,r,e in zip(sets, outside, exts)}
+    return got._replace(note=encoder_note(enc, size)), found
+
+def external_classifier(
+    folder:str|Path,         # Folder of a classifier
+    out:str|Path,            # Results folder
+    external:list,           # Pairs of a lesion table (csv) and the folder of its images
+    share:float=.3,          # Share of the external patients to recalibrate on; 0 for none
+    seed:int=0,              # Of their draw and of the resamples
+    n_boot:int=2000,         # Resamples of the intervals
+    overwrite:bool=False,    # Replace crops in the results folder that were cut otherwise?
+    follow_links:bool=False, # May links among the images lead out of their folder?
+)->dict:                     # For each set its table, by name
+    "Test a saved classifier on external sets; raises what `classifier_test`, `classifier_crops` and `classify` raise"
+    clf,sets,more = load_classifier(folder),read_external(external, follow_links),dict(overwrite=overwrite, follow_links=follow_links)
+    inside,table = classifier_test(folder, clf)
+    if table is None and inside is not None: table = pd.DataFrame(dict(patient_id=inside.groups, split='test'))
+    exts = [classifier_crops(clf, s.table, s.images, Path(out)/f'external-{s.name}', table, name=s.name, **more) for s in sets]
+    strata = table if table is not None and 'lesion_id' in table else None
+    return {s.name: write_external(out, s, inside, classify(clf, e), (strata, e.table), share, seed, n_boot) for s,e in zip(sets, exts)}
