@@ -7,25 +7,45 @@ __all__ = ['InEncoder', 'miram_probe']
 
 # %% ../../nbs/cli/83_probe.ipynb #75e6efb8
 from pathlib import Path
-from .command import Context, Count, InFile, InFolder, InPath, Seed, command, one_of
+from .command import Context, Count, FilesWithFolders, InFile, InFolder, InPath, Seed, command, number, one_of
+from ..files import DataError
 
 # %% ../../nbs/cli/83_probe.ipynb #de9f926a
 _probe = one_of('linear', 'trained', 'knn', 'attentive', 'efficient', 'finetune')
-_tuned = one_of('ours', 'authors')
+_tuned,_share = one_of('ours', 'authors'),number(0, .99)
 
 class InEncoder(InPath):
     "Annotation of an argument that is a file or a folder of an encoder, or timm: and a name"
     @classmethod
     def wrong(cls, value): return None if value.startswith('timm:') else super().wrong(value)
 
+def _run_probe(encoder, out, external, share, duplicates, **kwargs):
+    "The probe, and the tables of its external tests by name"
+    from miram.evaluate.classifier import probe_job
+    from miram.evaluate.external import external_probe
+    if external: return external_probe(encoder, out, external, share, duplicates, **kwargs)
+    if duplicates: raise DataError('--duplicates needs --external, the films that are looked for')
+    return probe_job(encoder, out, **kwargs), {}
+
+def _test_classifier(*args, **kwargs):
+    from miram.evaluate.external import external_classifier
+    return external_classifier(*args, **kwargs)
+
+def _say_external(found, out):
+    from miram.evaluate.external import external_text
+    for name,t in found.items(): print(f'{external_text(name, t)}\n{Path(out).resolve()/f"external-{name}.csv"}')
+
 @command
 def miram_probe(
-    encoder:InEncoder,      # Folder or file of an encoder, or timm:NAME, such as timm:resnet50.a1_in1k
+    encoder:InEncoder,      # Folder or file of an encoder, or timm:NAME, such as timm:resnet50.a1_in1k; or, with --external, a classifier
     out:str='miram-probe',  # Results folder
     lesions:InFile=None,    # Lesion table (csv: image, patient_id, x, y, w, h, pathology, …)
     images:InFolder=None,   # Folder that the table's column `image` starts from
     cbis:InFolder=None,     # Or a CBIS-DDSM folder, with its official test set
     crops:InFolder=None,    # Or a crop cache, such as the folder crops of a study
+    external:FilesWithFolders=None, # Lesion table of another collection and the folder of its images; several times for several
+    recalibrate:_share=.3,  # Share of the external patients to recalibrate on, for the others; 0 for none
+    duplicates:bool=False,  # First look for external films among the others (minutes for a large archive)
     label:str='pathology',  # Column to probe
     probe:_probe='linear',  # linear, trained, knn, attentive, efficient or finetune
     epochs:Count=None,      # Passes of trained, attentive, efficient and finetune; their own without it
@@ -41,10 +61,15 @@ def miram_probe(
     follow_links:bool=False, # Links among the images may lead out of their folder
 ):
     "Probe an encoder on labelled lesions: metrics with intervals by patient, predictions, and a classifier for miram_predict"
-    from miram.evaluate.classifier import probe_job
     from miram.memory import keep_memory
     keep_memory()
-    got = probe_job(encoder, out, label, probe, epochs, seed, n_boot, finetune, img_size, weights, lesions=lesions, images=images,
-                    cbis=cbis, crops=crops, context=context, level=level, data_seed=data_seed, overwrite=overwrite,
-                    follow_links=follow_links)
+    how = dict(overwrite=overwrite, follow_links=follow_links)
+    if (Path(encoder)/'classifier.json').exists():
+        if not external or lesions or images or cbis or crops or duplicates:
+            raise DataError(f'{encoder}: is a classifier, which is fitted already; give it --external and no other lesions')
+        return _say_external(_test_classifier(encoder, out, external, recalibrate, seed, n_boot, **how), out)
+    ask = dict(label=label, probe=probe, epochs=epochs, seed=seed, n_boot=n_boot, finetune=finetune, img_size=img_size, weights=weights)
+    source = dict(lesions=lesions, images=images, cbis=cbis, crops=crops, context=context, level=level, data_seed=data_seed, **how)
+    got,found = _run_probe(encoder, out, external, recalibrate, duplicates, **ask, **source)
     print(f'{got.text(label, probe)}\n{Path(out).resolve()/"metrics.csv"}')
+    _say_external(found, out)
