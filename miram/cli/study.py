@@ -7,11 +7,13 @@ __all__ = ['miram_study']
 
 # %% ../../nbs/cli/84_study.ipynb #8ea1482b
 from pathlib import Path
-from .command import Count, InFile, InFolder, NameOrFile, Seed, Workers, command, settings
+from .command import Count, FilesWithFolders, InFile, InFolder, NameOrFile, Seed, Workers, command, number, settings
 from ..files import DataError
 
 # %% ../../nbs/cli/84_study.ipynb #b3104d13
 _fields = settings('Fields of the plan, such as recipe.lr=1e-3 finetune.epochs=50 n_boot=500; any number of them')
+
+_share = number(0, .99)
 
 @command
 def miram_study(
@@ -21,6 +23,8 @@ def miram_study(
     images:InFolder=None,   # Folder that the table's column `image` starts from
     cbis:InFolder=None,     # Or a CBIS-DDSM folder, with its official test set
     patients:Count=400,     # Or, for demo, patients of the phantom
+    external:FilesWithFolders=None, # Lesion table of another collection and the folder of its images; several times for several
+    recalibrate:_share=.3,  # Share of the external patients to recalibrate on, for the others; 0 for none
     set:_fields=None,
     seeds:Count=None,       # Runs of every method; the plan's without it
     epochs:Count=None,      # Passes over the training crops; the plan's without it
@@ -53,6 +57,6 @@ def miram_study(
     with ExitStack() as stack:
         tables = study_job(p, out, lesions, images, cbis, patients, data_seed, study_executor(stack, workers, dask), curves, dry=dry,
                            say=partial(print, flush=True), overwrite=overwrite, follow_links=follow_links,
-                           duplicates=duplicates)
+                           duplicates=duplicates, external=external or (), share=recalibrate)
     for (t,k),tab in (tables or {}).items(): print(f'\n{t}, {k} probe\n{tab.to_string(na_rep="")}')
     if tables: print(f'\nThe report is {Path(out).resolve()/"report.html"}')

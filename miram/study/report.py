@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['Fed', 'study_costs', 'study_figures', 'reference_of', 'split_counts', 'write_report', 'study_workers',
-           'study_executor', 'write_study', 'cost_text', 'study_job']
+           'study_executor', 'ask_external', 'external_rows', 'external_summary', 'write_study', 'cost_text',
+           'study_job']
 
 # %% ../../nbs/study/78_report.ipynb #5694d85e
-import html, json, time
-import pandas as pd, torch
+import html, json, time, warnings
+import numpy as np, pandas as pd, torch
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from torch import nn
 from ..attention.registry import attention_names
@@ -20,13 +23,14 @@ from ..data.crops import CropCache, build_crops
 from ..data.labels import labelled, with_label
 from ..data.loaders import pretrain_dls
 from ..evaluate.duplicates import check_duplicates
+from ..evaluate.external import ExternalCrops, external_crops, external_table, probe_external, read_external
 from ..evaluate.power import power_text
 from ..files import replacing
 from ..jobs import cores, process_pool
 from ..memory import hardware
 from .plan import StudyPlan, check_plan, plan_cost
-from .runs import run_study, write_floors
-from .tables import Study, read_study, write_tables
+from .runs import _read, _result, read_result, run_encoder, run_folder, run_study, write_floors, write_result
+from .tables import Study, over_seeds, read_study, write_tables
 from ..train.distributed import join_processes, together
 from ..train.recipe import METHODS, recipe_model
 from ..viz.plot import (figure_png, html_figures, html_page, plot_cost, plot_intervals, plot_learning_curve, plot_losses, plot_parts,
@@ -136,6 +140,10 @@ that of the malignant class among the two of the kind. Sensitivity and specifici
 Figures of parts of the test lesions tell how many of each are malignant; parts with fewer than ten patients with a benign or with a
 malignant lesion are named, not drawn.</p>'''
 
+_EXTERNAL = '''<p>Lesions of other patients from another collection, cut and standardised as those of training; nothing was fitted or chosen on
+them. A drop is the internal test less the external one, its interval from independent bootstraps of the patients of both. The last two columns
+are about patients whom the recalibration did not use.</p>'''
+
 def write_report(
     path:str|Path,         # HTML file to write
     title:str,             # Its heading
@@ -144,10 +152,12 @@ def write_report(
     figures:dict,          # Figures by name
     facts:dict,            # JSON values: protocol, hardware, versions
     malignancy:pd.DataFrame|None=None, # From `Study.malignancy`
+    external:dict|None=None, # From `external_summary`, by the name of the set
 )->Path:                   # `path`
     "A self-contained HTML page of a study"
     tab = lambda d: d.to_html(border=0, na_rep='')
     more = '' if malignancy is None else f'<h2>Malignant or benign</h2>{tab(malignancy)}{_MALIGNANCY}'
+    more += ''.join(f'<h2>External test: {html.escape(k)}</h2>{tab(d)}' for k,d in (external or {}).items()) + (_EXTERNAL if external else '')
     body = _INTRO.format(table=tab(table), counts=tab(counts), figures=html_figures(figures), malignancy=more,
                          facts=html.escape(json.dumps(facts, indent=1)))
     with replacing(path) as f: f.write_text(html_page(title, body), encoding='utf-8')
@@ -172,6 +182,69 @@ def study_executor(
         return stack.enter_context(Client(dask)).get_executor()
     return stack.enter_context(process_pool(workers))
 
+# %% ../../nbs/study/78_report.ipynb #3f4a6765
+def _asked(out, name, ext, method, seed): return Path(out)/'external'/name/ext.hash/f'{method}-seed{seed}'
+
+def _ask(plan, cache, out, name, ext, m, s, t, p):
+    "Ask one probe about one external set"
+    inside,outside = probe_external(run_encoder(plan, out, m, s), cache, [ext], t, p, plan.recipe.img_size, seed=s,
+                                    folder=Path(out)/'features', finetune=plan.finetune)
+    off = abs(inside.probs-read_result(out, m, s, t, p).probs).max()
+    if off>1e-3: warnings.warn(f'{m} seed {s}, {t}, {p}: fitted again, the probe differs by up to {off:.2g} on the internal test')
+    write_result(_asked(out, name, ext, m, s), outside, p)
+
+def ask_external(
+    plan:StudyPlan,  # What was run
+    cache:CropCache, # Its crops
+    out:str|Path,    # Results folder
+    exts:dict,       # `ExternalCrops` by name
+)->dict:             # Errors by name, method, seed, task and probe
+    "Ask all finished probes about external sets; one that cannot be asked is reported by a warning and the others go on"
+    errors = {}
+    for k,e in exts.items():
+        for m,s,t,p in ((m, s, t, p) for m in plan.methods for s in plan.seeds for t in plan.all_tasks for p in plan.probes):
+            there = _result(run_folder(out, m, s), t, p).exists()
+            if not there or _result(_asked(out, k, e, m, s), t, p).exists(): continue
+            try: _ask(plan, cache, out, k, e, m, s, t, p)
+            except Exception as err:
+                errors[k,m,s,t,p] = str(err)
+                warnings.warn(f'external set {k}: {m} seed {s}, {t}, {p} failed, everything else went on: {err}')
+    return errors
+
+def external_rows(
+    study:Study,       # A finished study
+    table:pd.DataFrame, # The lesion table of its crops
+    name:str,          # Of the external set
+    ext:ExternalCrops, # Its crops
+    share:float=.3,    # Share of the external patients to recalibrate on
+)->pd.DataFrame:       # Rows of `external_table` with `method`; empty where nothing was asked
+    "What an external set says of every method, means over seeds"
+    file,rows = lambda m, s: _result(_asked(study.out, name, ext, m, s), study.task, study.probe),[]
+    side = lambda rs: replace(rs[0], probs=np.concatenate([r.probs for r in rs], axis=1))
+    for m in study.finished():
+        seeds = [s for s in study.seeds(m) if file(m, s).exists()]
+        if not seeds: continue
+        a,b = side([study.results[m,s] for s in seeds]),side([_read(file(m, s)) for s in seeds])
+        rows.append(external_table(a, b, (table, ext.table), share, 0, study.plan.n_boot, study.metrics,
+                                   partial(over_seeds, n_seeds=len(seeds))).assign(method=m))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+def external_summary(
+    rows:pd.DataFrame, # From `external_rows`
+)->pd.DataFrame:       # Text cells, index `method`
+    "AUC and calibration error inside, outside and the drop of every method; and calibration before and after, on the other patients"
+    whole = rows[rows.stratum=='all'].set_index(['method','patients','probabilities','metric'])
+    def cell(m, k, side, who='all', how='as they are'):
+        if (m,who,how,k) not in whole.index: return ''
+        v = whole.loc[(m,who,how,k), [side, *(('low','high') if side=='drop' else (f'{side}_low',f'{side}_high'))]]
+        return '' if v.isna().any() else '{:.3f} [{:.3f}, {:.3f}]'.format(*v)
+    names = dict.fromkeys(rows.method)
+    cols = {f'{text} {word}': [cell(m, k, s) for m in names] for k,text in (('macro_auc','AUC'), ('ece','calibration error'))
+            for s,word in (('internal','inside'), ('external','outside'), ('drop','drop'))}
+    cols |= {f'calibration error outside, other patients{end}': [cell(m, 'ece', 'external', 'others', how) for m in names]
+             for how,end in (('as they are',''), ('recalibrated',', recalibrated'))}
+    return pd.DataFrame(cols, index=pd.Index(names, name='method'))
+
 # %% ../../nbs/study/78_report.ipynb #fa37b09f
 def write_study(
     plan:StudyPlan,  # What was run
@@ -181,15 +254,18 @@ def write_study(
     curves:bool=False, # Probe with fewer labelled patients too
     chart:pd.DataFrame|None=None, # From `attention_cost`
     facts:dict|None=None, # More for the page, JSON values
+    exts:dict|None=None,  # `ExternalCrops` by name, which `ask_external` has asked about
+    share:float=.3,       # Share of the external patients to recalibrate on
 )->dict:             # The tables, by task and probe
     "Tables of every task and probe (txt, csv, md, tex) with floors, intervals, figures, learning curves if asked for, and `report.html`"
     write_floors(plan, cache, out)
-    out,tables,studies = Path(out),{},read_study(plan, out)
+    out,tables,studies,elsewhere = Path(out),{},read_study(plan, out),{}
     for (t,p),s in studies.items():
         extra = s.costs()[['step_ms','peak_mib']].dropna(axis=1, how='all').round(1) if costs is None else costs
         tables[t,p] = s.table(reference_of(s), extra=extra, paper=t=='pathology4' and plan.recipe.arch=='vit_base')
         write_tables(tables[t,p], out/'tables'/f'{t}-{p}')
         _write_more(s, cache, out/'tables'/f'{t}-{p}')
+        elsewhere[t,p] = _write_external(s, cache, out/'tables'/f'{t}-{p}', exts or {}, share)
     main = next(iter(studies))
     write_tables(tables[main], out/'table')
     learn = studies[main].learning_curves(cache) if curves else None
@@ -201,8 +277,16 @@ def write_study(
         with replacing(out/'figures'/f'{k}.png') as path: path.write_bytes(figure_png(f))
     told = json.loads((out/'manifest.json').read_text()) | dict(processor=hardware('cpu')) | (facts or {})
     write_report(out/'report.html', 'miram: what pretraining is worth', tables[main],
-                 split_counts(with_label(cache.table, main[0]), main[0]), figs, told, studies[main].malignancy())
+                 split_counts(with_label(cache.table, main[0]), main[0]), figs, told, studies[main].malignancy(), elsewhere[main])
     return tables
+
+def _write_external(s, cache, stem, exts, share):
+    "The tables of the external sets, by name; all that was found stands beside each as csv"
+    rows = {k: r for k,e in exts.items() if len(r := external_rows(s, cache.table, k, e, share))}
+    for k,r in rows.items():
+        write_tables(external_summary(r), f'{stem}-external-{k}')
+        with replacing(f'{stem}-external-{k}-all.csv') as f: r.to_csv(f, index=False)
+    return {k: external_summary(r) for k,r in rows.items()}
 
 def _write_more(s, cache, stem):
     "What stands beside a table: all intervals, and where malignancy is asked for its own table and its parts"
@@ -241,7 +325,9 @@ def study_job(
     say=print,              # Called with each line that tells what is being done
     overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise?
     follow_links:bool=False, # May links among the images lead out of their folder?
-    duplicates:bool=False,  # Look for training films that stand under another name in the test part?
+    duplicates:bool=False,  # Look for training films that stand under another name in the test part, or in an external set?
+    external:list=(),       # External sets: pairs of a lesion table (csv) and the folder of its images
+    share:float=.3,         # Share of the external patients to recalibrate on; 0 for none
     **kwargs                # Passed to `run_pretraining`
 )->dict|None:               # Tables by task and probe; `None` when dry, and in all but the first of several processes
     """Lesions → crops → runs → costs → tables, figures and report
@@ -250,6 +336,7 @@ def study_job(
     out,start = Path(out),time.perf_counter()
     join_processes(kwargs.get('device'))
     def crops():
+        sets = read_external(external, follow_links)
         say(f'[1/5] lesions: {cbis or lesions or f"a phantom of {patients} patients"}')
         table,root = study_lesions(lesions, images, cbis, out/'phantom', patients, plan.label, data_seed, executor,
                                    follow_links=follow_links)
@@ -260,16 +347,20 @@ def study_job(
         if dry: return None
         size = 2*plan.recipe.img_size
         say(f'[2/5] crops of {len(table)} lesions, {size}×{size} pixels')
-        return build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level, overwrite=overwrite,
-                           follow_links=follow_links).path
+        cache = build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level, overwrite=overwrite,
+                            follow_links=follow_links)
+        for s in sets: external_crops(s.table, s.images, cache, out/'external'/s.name/'crops', root if duplicates else None, s.name,
+                                      overwrite=overwrite, follow_links=follow_links)
+        return cache.path
     path = together(crops)
     if path is None: return
     cache = CropCache(path)
+    exts = {k: ExternalCrops(out/'external'/k/'crops', cache.mean, cache.std) for k in (Path(c).stem for c,_ in external)}
     return _train_and_tell(plan, cache, out, executor, curves, chart, say, start,
-                           dict(lesions=str(cbis or lesions or f'phantom of {patients} patients'), data_seed=data_seed), kwargs)
+                           dict(lesions=str(cbis or lesions or f'phantom of {patients} patients'), data_seed=data_seed), kwargs, exts, share)
 
 # %% ../../nbs/study/78_report.ipynb #e1778254
-def _train_and_tell(plan, cache, out, executor, curves, chart, say, start, data, kwargs):
+def _train_and_tell(plan, cache, out, executor, curves, chart, say, start, data, kwargs, exts, share):
     "The runs of `study_job`, and what is written when they are finished"
     first = lambda text: together(lambda: say(text))
     n = len(plan.seeds)
@@ -277,6 +368,7 @@ def _train_and_tell(plan, cache, out, executor, curves, chart, say, start, data,
     first(f'[3/5] pretraining and probing {len(plan.methods)} encoders from {n} seed{"s"*(n>1)}')
     run_study(plan, cache, out, executor=executor, **kwargs)
     def finish():
+        if exts: say(f'external sets: {", ".join(f"{k}, {len(e)} lesions" for k,e in exts.items())}'), ask_external(plan, cache, out, exts)
         say('[4/5] measuring costs, all models in turns')
         small = plan.recipe.arch in ('vit_demo','vit_tiny')
         costs = study_costs(next(iter(read_study(plan, out).values())), cache) if small else None
@@ -284,5 +376,5 @@ def _train_and_tell(plan, cache, out, executor, curves, chart, say, start, data,
         measured = attention_cost(attention_names(), [64,256,1024], dim=r.dec_dim, heads=r.dec_heads, rounds=3) if chart else None
         say('[5/5] intervals, comparisons, pictures and report')
         facts = dict(data=data, seconds=round(time.perf_counter()-start), rejects=len(cache.rejects), date=time.strftime('%Y-%m-%d'))
-        return write_study(plan, cache, out, costs, curves, measured, facts)
+        return write_study(plan, cache, out, costs, curves, measured, facts, exts, share)
     return together(finish)
