@@ -140,9 +140,9 @@ that of the malignant class among the two of the kind. Sensitivity and specifici
 Figures of parts of the test lesions tell how many of each are malignant; parts with fewer than ten patients with a benign or with a
 malignant lesion are named, not drawn.</p>'''
 
-_EXTERNAL = '''<p>Lesions of other patients from another collection, cut and standardised as those of training; nothing was fitted or chosen on
-them. A drop is the internal test less the external one, its interval from independent bootstraps of the patients of both. The last two columns
-are about patients whom the recalibration did not use.</p>'''
+_EXTERNAL = '''<p>Lesions of other patients from another collection, cut and standardised as those of training; nothing was fitted or chosen
+on them. A drop is the internal test less the external one, its interval from independent bootstraps of the patients of both. The last
+two columns are about patients whom the recalibration did not use.</p>'''
 
 def write_report(
     path:str|Path,         # HTML file to write
@@ -157,7 +157,8 @@ def write_report(
     "A self-contained HTML page of a study"
     tab = lambda d: d.to_html(border=0, na_rep='')
     more = '' if malignancy is None else f'<h2>Malignant or benign</h2>{tab(malignancy)}{_MALIGNANCY}'
-    more += ''.join(f'<h2>External test: {html.escape(k)}</h2>{tab(d)}' for k,d in (external or {}).items()) + (_EXTERNAL if external else '')
+    more += ''.join(f'<h2>External test: {html.escape(k)}</h2>{tab(d)}' for k,d in (external or {}).items())
+    if external: more += _EXTERNAL
     body = _INTRO.format(table=tab(table), counts=tab(counts), figures=html_figures(figures), malignancy=more,
                          facts=html.escape(json.dumps(facts, indent=1)))
     with replacing(path) as f: f.write_text(html_page(title, body), encoding='utf-8')
@@ -211,6 +212,7 @@ def ask_external(
                 warnings.warn(f'external set {k}: {m} seed {s}, {t}, {p} failed, everything else went on: {err}')
     return errors
 
+# %% ../../nbs/study/78_report.ipynb #0f09401e
 def external_rows(
     study:Study,       # A finished study
     table:pd.DataFrame, # The lesion table of its crops
@@ -229,6 +231,7 @@ def external_rows(
                                    partial(over_seeds, n_seeds=len(seeds))).assign(method=m))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
+# %% ../../nbs/study/78_report.ipynb #4b6843b9
 def external_summary(
     rows:pd.DataFrame, # From `external_rows`
 )->pd.DataFrame:       # Text cells, index `method`
@@ -356,8 +359,8 @@ def study_job(
     if path is None: return
     cache = CropCache(path)
     exts = {k: ExternalCrops(out/'external'/k/'crops', cache.mean, cache.std) for k in (Path(c).stem for c,_ in external)}
-    return _train_and_tell(plan, cache, out, executor, curves, chart, say, start,
-                           dict(lesions=str(cbis or lesions or f'phantom of {patients} patients'), data_seed=data_seed), kwargs, exts, share)
+    data = dict(lesions=str(cbis or lesions or f'phantom of {patients} patients'), data_seed=data_seed)
+    return _train_and_tell(plan, cache, out, executor, curves, chart, say, start, data, kwargs, exts, share)
 
 # %% ../../nbs/study/78_report.ipynb #e1778254
 def _train_and_tell(plan, cache, out, executor, curves, chart, say, start, data, kwargs, exts, share):
