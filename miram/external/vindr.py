@@ -51,10 +51,10 @@ def _corners(r):
         raise ValueError(f'the box from {x0:g}, {y0:g} to {x1:g}, {y1:g} does not lie in an image of {w:g}×{h:g} pixels (width×height)')
     return dict(x=x0, y=y0, w=x1 - x0, h=y1 - y0)
 
-# %% ../../nbs/external/54_vindr.ipynb #d01d197b
+# %% ../../nbs/external/54_vindr.ipynb #23ac99d8
 _vindr_parts = dict(training='train', test='test')
 
-def _vindr_row(r, split):
+def _vindr_row(r):
     "Row of a finding, the text *why* for a line without one; raises `ValueError` saying what is wrong"
     for c in ('study_id', 'image_id'):
         if not re.fullmatch(r'\w[\w.-]*', r[c]): raise ValueError(f'{c} is {r[c]!r}; letters and digits are needed, as in the files')
@@ -71,7 +71,7 @@ def _vindr_row(r, split):
         breast_birads=breast, finding='|'.join(names), part=_vindr_parts[r['split']],
         reason='' if what else f'neither mass nor calcification: {", ".join(names)}')
 
-# %% ../../nbs/external/54_vindr.ipynb #b0431699
+# %% ../../nbs/external/54_vindr.ipynb #ac6dda26
 def read_vindr(
     root:str|Path,           # Folder with `finding_annotations.csv` and `images`
     workers:int|None=None,   # Processes that read headers; 0 for none, `None` to choose by their number
@@ -87,7 +87,7 @@ def read_vindr(
     lines, raw = _csv_table(path)
     if lost := [c for c in _needed if c not in raw]: raise DataError(f'{path}: has no column {lost[0]!r}; get the file again')
     for i,r in zip(lines, raw.to_dict('records')):
-        try: row = _vindr_row(r, split)
+        try: row = _vindr_row(r)
         except ValueError as e: raise DataError(f'{path}: line {i}: {e}; mend that line or get the file again') from None
         if row: rows.append(row)
         else: _count_up(left, 'finding', 'No Finding', 'no finding, no lesion')
