@@ -91,7 +91,8 @@ def _film_rows(root, breasts, left, workers, progress, follow_links):
         if what := breasts.get((who, side)): rows.append(what | dict(patient_id=who, side=side, view=view, image=p, reason=''))
         else: _count_up(left, 'image', 'no label', 'a film of a breast that the sheet does not name')
     for who,side in breasts.keys() - seen:
-        if any(who == w for w,_ in seen): raise DataError(f'{root}: {who} has films, but none of the {side} breast that the sheet names; get them')
+        if any(who == w for w,_ in seen): raise DataError(
+                f'{root}: {who} has films, but none of the {side} breast that the sheet names; get them')
         _count_up(left, 'patient_id', 'no film', 'a breast of the sheet without a film here')
     return rows
 
@@ -146,7 +147,8 @@ def write_cmmd_phantom(
         w = csv.writer(out)
         w.writerow('ID1 LeftRight Age number abnormality classification subtype'.split())
         w.writerows([who, side[0], 50, 2, s['abnormality'], s['classification'], ''] for (who,side),s in said.items())
-    rows = [r | dict(kind='calcification' if s['abnormality'] == 'calcification' else 'mass', pathology=s['classification'].upper(), split='test',
+    rows = [r | dict(kind='calcification' if s['abnormality'] == 'calcification' else 'mass', pathology=s['classification'].upper(),
+            split='test',
                      abnormality=s['abnormality'], subtype='', **dict.fromkeys('xywh', np.nan))
             for r in films if (s := said.get((r['patient_id'], r['side'])))]
     return lesion_table(pd.DataFrame(rows), 'CMMD phantom', 'some')

@@ -65,7 +65,8 @@ def _regions(path):
     "Regions of a property list; raises `DataError` for what is none"
     try: rois = [r for im in plistlib.loads(regular_file(path).read_bytes(), fmt=plistlib.FMT_XML)['Images'] for r in im['ROIs']]
     except DataError: raise
-    except Exception as e: raise DataError(f'{path}: is no list of outlines ({str(e)[:80] or type(e).__name__}); get the file again') from None
+    except Exception as e: raise DataError(
+            f'{path}: is no list of outlines ({str(e)[:80] or type(e).__name__}); get the file again') from None
     return rois
 
 # %% ../../nbs/external/55_inbreast.ipynb #f54bc5ea
@@ -89,7 +90,8 @@ def _film_files(root, table):
     "`{number: (woman, path)}` of the films in `AllDICOMs`; raises for a name, side or view that is not the table's"
     res = {}
     for f in sorted((root/'AllDICOMs').glob('[!.]*.dcm')):
-        if not (m := _name.fullmatch(f.name)): raise DataError(f'{f}: is not named as a film of INbreast (20586908_6c613a14b80a8591_MG_R_CC_ANON.dcm)')
+        if not (m := _name.fullmatch(f.name)): raise DataError(
+                f'{f}: is not named as a film of INbreast (20586908_6c613a14b80a8591_MG_R_CC_ANON.dcm)')
         film, who, side, view = m.groups()
         if not (t := table.get(film)): raise DataError(f'{f}: is not in INbreast.csv; get the table again, or put the film elsewhere')
         if (side, view[:2]) != (t['side'], t['view'][:2]):
@@ -113,7 +115,8 @@ def read_inbreast(
     root, rows, left = Path(root), [], {}
     table = _film_table(root, follow_links)
     files, lists = _film_files(root, table), {f.stem: f.name for f in sorted((root/'AllXML').glob('[!.]*.xml'))}
-    if lost := sorted(lists.keys() - files): raise DataError(f'{root}/AllXML/{lists[lost[0]]}: has no film in AllDICOMs; get it, or leave the list out')
+    if lost := sorted(lists.keys() - files): raise DataError(
+            f'{root}/AllXML/{lists[lost[0]]}: has no film in AllDICOMs; get it, or leave the list out')
     for film,(who,image) in files.items():
         if film not in lists: _count_up(left, 'image', 'no list', 'a film without outlines'); continue
         rows += _region_rows(safe_path(root, f'AllXML/{lists[film]}', follow_links), table[film] | dict(patient_id=who, image=image), left)
@@ -138,7 +141,8 @@ def write_inbreast_phantom(
             what = dict(mass=('Mass', 'mass'), calc=('Cluster', 'calcification'))[f.kind]
             rois.append(dict(Name=what[0], Point_px=[f'({a}, {b})' for a in (x, x + w) for b in (y, y + h)]))
             if f.kind == 'calc': rois.append(dict(Name='Calcification', Point_px=[f'({x}, {y})']))
-            rows.append(dict(patient_id=who, image=image, side=side, view=view, kind=what[1], x=x, y=y, w=w, h=h, density=2, finding=what[0],
+            rows.append(dict(patient_id=who, image=image, side=side, view=view, kind=what[1], x=x, y=y, w=w, h=h, density=2,
+                    finding=what[0],
                              assessment=4 if bad else 2, suspicious=bad, birads='4b' if bad else '2', split='test', reason=''))
         if rois:
             with replacing(root/'AllXML'/f'{film}.xml') as f: f.write_bytes(plistlib.dumps(dict(Images=[dict(ImageIndex=0, ROIs=rois)])))

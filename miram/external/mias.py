@@ -64,7 +64,8 @@ def _info_row(words):
 # %% ../../nbs/external/53_mias.ipynb #69a5b4b9
 def _info(path):
     "Lines of the list as `(number, words)`; raises for a line within it that names no film"
-    if not path.exists(): raise DataError(f'{path}: no such file; give the folder that holds Info.txt and the films mdb001.pgm, mdb002.pgm, …')
+    if not path.exists(): raise DataError(
+            f'{path}: no such file; give the folder that holds Info.txt and the films mdb001.pgm, mdb002.pgm, …')
     lines = [(i, s.split()) for i,s in enumerate(regular_file(path).read_text('latin-1').splitlines(), 1) if s.strip()]
     films = [k for k,(_,ws) in enumerate(lines) if re.match(r'mdb\d', ws[0])]
     if not films: raise DataError(f'{path}: has no line that begins with a film (mdb001 G CIRC B 535 425 197); get the file again')
@@ -86,7 +87,8 @@ def _info_rows(path, left):
 def _check_films(root, df, films, follow_links):
     "Raise for a film in the folder that the list does not name, and for one that the circles were not measured on"
     lost = sorted(f.name for f in Path(root).glob('mdb*.pgm') if f.stem not in films)
-    if lost: raise DataError(f'{root}/Info.txt: does not name {lost[0]}' + (f' and {_count(len(lost) - 1, "more film")}' if lost[1:] else '') +
+    if lost: raise DataError(f'{root}/Info.txt: does not name {lost[0]}' + (
+            f' and {_count(len(lost) - 1, "more film")}' if lost[1:] else '') +
                              ', which is there; get the list again, or put the film elsewhere')
     for p in df.image[df.split != 'excluded'].unique():
         if (size := image_size(safe_path(root, p, follow_links))) != (_side, _side):

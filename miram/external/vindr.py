@@ -9,7 +9,7 @@ __all__ = ['VINDR_FINDINGS', 'read_vindr', 'write_vindr_phantom']
 import ast, csv, re
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import pandas as pd
 from ..data.lesions import _csv_table, lesion_table
 from ..data.pixels import write_dicom
 from .mias import _count_up, _drawn, _finish
