@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 from .labels import GRADES, LABELS, _missing, _rule, clean_label
 from .pixels import file_header
 from ..files import DataError, _count, _inside, regular_file, safe_path
+from ..jobs import map_files
 
 # %% ../../nbs/data/32_lesions.ipynb #f9564652
 NEEDED = ['image', 'patient_id', 'x', 'y', 'w', 'h']
@@ -213,9 +214,9 @@ def _csv_text(path):
     return text
 
 # %% ../../nbs/data/32_lesions.ipynb #4efcad15
-def _csv_rows(text, path):
+def _csv_rows(text, path, sep=','):
     "The line in which it begins, and the fields, of each row that is not blank"
-    rows = csv.reader(io.StringIO(text, newline=''), strict=True)
+    rows = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter=sep)
     while True:
         line = rows.line_num + 1
         try: row = next(rows, None)
@@ -236,25 +237,31 @@ def _csv_names(names, path):
     return names
 
 # %% ../../nbs/data/32_lesions.ipynb #6be6d7c7
-def _read_csv(path):
-    "A csv file as a frame of strings, every row as wide as the header; raises `DataError` naming file, line and cure"
-    (_, names), *rows = _csv_rows(_csv_text(path), path)
+def _csv_table(path, sep=','):
+    "The lines in which rows begin, and the rows as a frame of strings, each as wide as the header; raises naming file, line and cure"
+    (_, names), *rows = _csv_rows(_csv_text(path), path, sep)
     names = _csv_names(names, path)
     for i,(line,row) in enumerate(rows):
         if len(row) == len(names): continue
         cut = 'put a field that holds a comma into quotes, and write decimals with a point' if len(row) > len(names) else \
               'the file may be cut short: get it again, or mend that row' if i == len(rows)-1 else 'give each column a field, be it empty'
         raise DataError(f'{path}: line {line} has {_count(len(row), "field")}, the header {len(names)}; {cut}')
-    return pd.DataFrame([r for _,r in rows], columns=names, dtype=str)
+    return [i for i,_ in rows], pd.DataFrame([r for _,r in rows], columns=names, dtype=str)
+
+def _read_csv(path):
+    "A csv file as a frame of strings; raises `DataError` naming file, line and cure"
+    return _csv_table(path)[1]
 
 # %% ../../nbs/data/32_lesions.ipynb #b6e47041
-def _sizes(df, images, follow_links=False):
+def _size_of(images, p, follow_links):
+    "Height and width of the image `p`, or the `DataError`"
+    try: return file_header(safe_path(images, p, follow_links))['size']
+    except DataError as e: return e
+
+def _sizes(df, images, follow_links=False, workers=0, progress=False):
     "`{image: (h, w) or the DataError}` for every image of the rows that are not excluded"
-    res = {}
-    for p in df.image[df.split != 'excluded'].unique():
-        try: res[p] = file_header(safe_path(images, p, follow_links))['size']
-        except DataError as e: res[p] = e
-    return res
+    paths = df.image[df.split != 'excluded'].unique()
+    return dict(zip(paths, map_files(_size_of, [(images, p, follow_links) for p in paths], workers, 'headers', progress)))
 
 # %% ../../nbs/data/32_lesions.ipynb #1b8b4b40
 def _lost_masks(df, images, follow_links=False):
@@ -281,12 +288,14 @@ def check_images(
     images:str|Path,     # Folder that the paths in `image` start from
     errors:str='raise',  # `'raise'`, or `'exclude'` to set such rows apart with their reason
     follow_links:bool=False, # May links in the folder lead out of it?
+    workers:int|None=0,      # Processes; 0 for none, `None` to choose by the number of images
+    progress:bool=False,     # Show a progress bar?
 )->pd.DataFrame:         # `df`, or a copy with rows excluded
     """Check that every image has a readable header, every box lies in its image and every mask that is named is there
 
     Raises `DataError` naming the first misfit and their number; always when no image at all can be used."""
     if not Path(images).is_dir(): raise DataError(f'{images}: no such folder; give the folder that holds the images')
-    sizes, lost = _sizes(df, images, follow_links), _lost_masks(df, images, follow_links)
+    sizes, lost = _sizes(df, images, follow_links, workers, progress), _lost_masks(df, images, follow_links)
     bad = [p for p,s in sizes.items() if isinstance(s, DataError)]
     if sizes and len(bad) == len(sizes):
         raise DataError(f"{images}: none of the {len(bad)} images named in column 'image' can be read there "

@@ -458,6 +458,29 @@ def _check_picture(im, path):
     if not im.mode.startswith('I') and ('16' in kind or im.mode not in ('1', 'L', 'P', 'RGB', 'LA', 'PA', 'RGBA')):
         raise DataError(f'{path}: pixels of the kind {kind or im.mode} are not read as grey; save it as a grey picture of 8 or 16 bits')
 
+# %% ../../nbs/data/30_pixels.ipynb #c6c0eee4
+_gap = rb'(?:\s|#[^\r\n]*[\r\n])+'
+_pgm_line = re.compile(rb'P5' + _gap + rb'(\d{1,9})' + _gap + rb'(\d{1,9})' + _gap + rb'(\d{1,9})\s')
+
+def _is_pgm(path):
+    with open(path, 'rb') as f: return f.read(2) == b'P5'
+
+def _pgm(path, max_pixels=None):
+    "Where the pixels of a PGM file start, its height and width, and the largest value of its scale; raises for a file of another length"
+    with open(path, 'rb') as f: m = _pgm_line.match(f.read(4096))
+    if not m: raise DataError(f'{path}: does not begin as a PGM file does (P5, width, height, largest value); get the file again')
+    w, h, full = map(int, m.groups())
+    size = _size(h, w, path, max_pixels)
+    if not 0 < full < 65536: raise DataError(f'{path}: its largest value is {full}, a PGM file has 1 to 65535; get the file again')
+    if (got := os.path.getsize(path)) != (need := m.end() + h*w*(1 + (full > 255))):
+        raise DataError(f'{path}: has {got} bytes, its first line asks for {need}; get the file again')
+    return m.end(), size, full
+
+def _open_pgm(path, max_pixels):
+    "Pixels of a PGM file, of which only the rows asked for are read, and the largest value of their scale"
+    start, size, full = _pgm(path, max_pixels)
+    return _RowFile(path, start, '>u2' if full > 255 else 'u1', size), full
+
 # %% ../../nbs/data/30_pixels.ipynb #0d66db4d
 def _is_tiff(path):
     with open(path, 'rb') as f: return f.read(4) in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
@@ -467,6 +490,9 @@ def _picture(path, max_pixels=None):
     "An open picture that has been checked, and its height and width the right way up"
     if _is_tiff(path):
         with _tiff(path, max_pixels) as page: yield page
+        return
+    if _is_pgm(path):
+        yield None, _pgm(path, max_pixels)[1]
         return
     with open(path, 'rb') as f, _unwarned():
         try: im = Image.open(f, formats=('PNG', 'JPEG'))
@@ -503,8 +529,9 @@ def _open_pillow(path, full=None):
     with open(path, 'rb') as f: return _pillow(Image.open(f, formats=['TIFF']), path, full)
 
 def _open_picture(path, max_pixels):
-    "Pixels of a PNG, JPEG or TIFF file, the right way up and round, and the largest value of their scale"
+    "Pixels of a PNG, JPEG, TIFF or PGM file, the right way up and round, and the largest value of their scale"
     if _is_tiff(path): return _open_tiff(path, max_pixels)
+    if _is_pgm(path): return _open_pgm(path, max_pixels)
     with _picture(path, max_pixels) as (im, _):
         if im.format == 'PNG':
             with open(path, 'rb') as g: Image.open(g, formats=['PNG']).verify()
@@ -532,7 +559,7 @@ def _is_dicom(path):
 class Film:
     "A grey image that looks like its array of 16-bit pixels `(H,W)`; `film[y0:y1, x0:x1]` reads and converts only that part"
     def __init__(self,
-        path:str|Path,           # DICOM, PNG, JPEG or TIFF file
+        path:str|Path,           # DICOM, PNG, JPEG, TIFF or PGM file
         voi:bool=False,          # Through the file's own display window?
         max_pixels:int|None=None,# Refuse larger films; 100 million, or what the environment variable `MIRAM_MAX_PIXELS` says
     ):
@@ -555,7 +582,7 @@ class Film:
 
 # %% ../../nbs/data/30_pixels.ipynb #0869bdc9
 def read_pixels(
-    path:str|Path,           # DICOM, PNG, JPEG or TIFF file
+    path:str|Path,           # DICOM, PNG, JPEG, TIFF or PGM file
     voi:bool=False,          # Through the file's own display window?
     max_pixels:int|None=None,# Refuse larger films; 100 million, or what the environment variable `MIRAM_MAX_PIXELS` says
 )->np.ndarray:               # `(H,W)`, uint16, over the full range of the file's format
@@ -608,7 +635,7 @@ def compress_dicom(
 
 # %% ../../nbs/data/30_pixels.ipynb #37296e50
 def image_size(
-    path:str|Path,           # DICOM, PNG, JPEG or TIFF file
+    path:str|Path,           # DICOM, PNG, JPEG, TIFF or PGM file
     max_pixels:int|None=None,# Refuse larger films; 100 million, or what the environment variable `MIRAM_MAX_PIXELS` says
 )->tuple:                    # `(height, width)` in pixels, as `read_pixels` gives them
     """Size of an image, from its header alone
@@ -620,7 +647,7 @@ def image_size(
 MODALITIES = ('MG', 'CR', 'DX', 'RG', 'OT', '')
 
 def file_header(
-    path:str|Path,                 # DICOM, PNG, JPEG or TIFF file
+    path:str|Path,                 # DICOM, PNG, JPEG, TIFF or PGM file
     modalities:tuple=MODALITIES,   # DICOM modalities that are accepted; the empty one is *not said*
     max_pixels:int|None=None,      # Refuse larger films; 100 million, or what the environment variable `MIRAM_MAX_PIXELS` says
 )->dict:                           # `size` (height, width) in pixels; for DICOM also `series` and `modality`
@@ -665,7 +692,7 @@ def _corrected(px, at, factor, calibrated, path):
 
 # %% ../../nbs/data/30_pixels.ipynb #b8c4b5c0
 def pixel_spacing(
-    path:str|Path, # DICOM, PNG, JPEG or TIFF file
+    path:str|Path, # DICOM, PNG, JPEG, TIFF or PGM file
 )->tuple|None:     # Distance of rows and of columns in millimetres; `None` when the file does not say
     """Spacing of the pixels in the breast, or at the detector when the magnification is not known, from the header alone
 
