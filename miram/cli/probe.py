@@ -35,6 +35,7 @@ def _say_external(found, out):
     from miram.evaluate.external import external_text
     for name,t in found.items(): print(f'{external_text(name, t)}\n{Path(out).resolve()/f"external-{name}.csv"}')
 
+# %% ../../nbs/cli/83_probe.ipynb #b2da37be
 @command
 def miram_probe(
     encoder:InEncoder,      # Folder or file of an encoder, or timm:NAME, such as timm:resnet50.a1_in1k; or, with --external, a classifier

@@ -539,6 +539,8 @@ def probe_crops(
     return build_crops(table, root, Path(out)/'crops', crop_size=side, context=context, level=level,
                        overwrite=overwrite, follow_links=follow_links)
 
+
+# %% ../../nbs/evaluate/45_classifier.ipynb #d069f846
 def sized_encoder(
     encoder:str|Path,           # File, folder or 'timm:NAME' for `open_encoder`
     img_size:int|None=None,     # Side of its images in pixels; its own by default
@@ -548,7 +550,6 @@ def sized_encoder(
     enc = open_encoder(encoder, img_size, weights)
     return enc, enc.img_size if isinstance(enc, Backbone) else enc.patch_embed.img_size[0]
 
-
 def encoder_note(
     encoder:torch.nn.Module, # `Encoder` or `Backbone`
     size:int,                # Side of its images in pixels
@@ -557,6 +558,7 @@ def encoder_note(
     if not isinstance(encoder, Backbone): return ''
     return f'The encoder is {encoder.source} at {size} pixels, licence: {encoder.licence or "not known"}.'
 
+# %% ../../nbs/evaluate/45_classifier.ipynb #ba84fcbf
 def probe_job(
     encoder:str|Path,      # File, folder or 'timm:NAME' for `open_encoder`
     out:str|Path,          # Results folder

@@ -313,6 +313,16 @@ def cost_text(
     disk = f'{t.attrs["disk_gb"]:.2f} GB on the disk, without the crops'
     return '\n'.join([head, t.round(2).to_string(), gpus.round(2).to_string(), disk])
 
+# %% ../../nbs/study/78_report.ipynb #ad4cc493
+def _study_crops(plan, table, root, out, sets, duplicates, say, **how):
+    "The folder of a study's crops, cut with those of its external sets"
+    size = 2*plan.recipe.img_size
+    say(f'[2/5] crops of {len(table)} lesions, {size}×{size} pixels')
+    cache = build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level, **how)
+    for s in sets: external_crops(s.table, s.images, cache, out/'external'/s.name/'crops', root if duplicates else None, s.name, **how)
+    return cache.path
+
+# %% ../../nbs/study/78_report.ipynb #fd0351fe
 def study_job(
     plan:StudyPlan,         # Methods, seeds, tasks and protocol
     out:str|Path,           # Results folder, made or continued
@@ -347,14 +357,7 @@ def study_job(
         check_plan(plan, table, None if dry else out)
         if dry: say(power_text(table, plan.label))
         if duplicates: check_duplicates(table, root)
-        if dry: return None
-        size = 2*plan.recipe.img_size
-        say(f'[2/5] crops of {len(table)} lesions, {size}×{size} pixels')
-        cache = build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level, overwrite=overwrite,
-                            follow_links=follow_links)
-        for s in sets: external_crops(s.table, s.images, cache, out/'external'/s.name/'crops', root if duplicates else None, s.name,
-                                      overwrite=overwrite, follow_links=follow_links)
-        return cache.path
+        if not dry: return _study_crops(plan, table, root, out, sets, duplicates, say, overwrite=overwrite, follow_links=follow_links)
     path = together(crops)
     if path is None: return
     cache = CropCache(path)
