@@ -38,7 +38,7 @@ $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	$(BIN)/uv pip install --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: $(STAMP)  ## run the main job on made-up mammograms, about 5 minutes; the report is in OUT
+demo: $(STAMP)  ## run the main job on made-up mammograms, some 6 minutes; the report is in OUT
 	$(BIN)/miram_demo --out $(OUT)
 
 test: $(STAMP)  ## test every notebook
