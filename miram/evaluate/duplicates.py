@@ -124,5 +124,5 @@ def check_duplicates(
     p = pd.concat(pairs, ignore_index=True)
     if not len(p): return
     said = '; '.join(f'{r.image} ({r.split}) is {r.other_image} ({r.other_split})' for r in p.head(3).itertuples())
-    raise LeakError(f'{_count(len(p), "film")} of training under another name where it is tested: {said}'
+    raise LeakError(f'{_count(len(p), "film")} under two names, on sides that must share none: {said}'
                     f'{"; …" if len(p)>3 else ""}. Take out one side')

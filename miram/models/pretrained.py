@@ -8,7 +8,7 @@ __all__ = ['ENCODERS', 'read_state', 'layout_of', 'to_miram_names', 'adapt_chann
            'register_encoder', 'open_encoder']
 
 # %% ../../nbs/models/28_pretrained.ipynb #921cf6dc
-import argparse, hashlib, json, pickle, re, timm, warnings
+import argparse, json, pickle, re, timm, warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from fastcore.basics import patch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..files import DataError
 from .moco import MoCo
-from .weights import _saved_config, read_tensors
+from .weights import _saved_config, read_tensors, tensors_digest
 from ..patches import sincos_2d
 from .vit import Encoder, layer_names, plain_vit, size_args
 from .weights import LoadReport, _build, _header, _some, check_unused, load_encoder
@@ -264,11 +264,7 @@ def tensors_hash(
     state:dict, # Tensors by name
 )->str:         # 16 hexadecimal digits
     "Hash of names, shapes, types and values, whatever their order and whatever file they came in"
-    h = hashlib.sha256()
-    for k,v in sorted(state.items()):
-        h.update(f'{k} {v.dtype} {tuple(v.shape)} '.encode())
-        h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return h.hexdigest()[:16]
+    return tensors_digest(state)[:16]
 
 def _record(encoder, source, state, cfg, lic):
     "Keep on `encoder` where its weights come from and the statistics of their pixels, as far as they are known"
