@@ -48,8 +48,12 @@ def gelu_linear(
 
 # %% ../../nbs/models/22_decoder.ipynb #7e7d18fb
 class LeanMlp(Mlp):
-    "timm's `Mlp` with `gelu_linear`: the same parameters and values, less to keep"
-    def forward(self, x): return gelu_linear(self.fc1(x), self.fc2)
+    "timm's `Mlp` with `gelu_linear`: the same parameters and values, less memory"
+    def forward(self,
+        x:Tensor, # Tokens `(B,N,D)`
+    )->Tensor:    # `(B,N,D)`
+        "Two linear layers with a GELU between them"
+        return gelu_linear(self.fc1(x), self.fc2)
 
 # %% ../../nbs/models/22_decoder.ipynb #ada436c7
 class DecoderBlock(nn.Module):
