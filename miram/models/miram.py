@@ -105,7 +105,7 @@ def full_grid(self:MIRAM,
     token:Tensor, # Mask token `(1,1,d)`
     mask,         # The `Mask` they were taken with
 )->Tensor:        # Tokens of the full grid with prefix `(B,P+N,d)`
-    "Put mask tokens in the holes"
+    "Put mask tokens in the hidden places"
     p = self.encoder.num_prefix_tokens
     return cat([z[:,:p], restore(z[:,p:], token, mask)], 1)
 
