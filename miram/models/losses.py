@@ -88,6 +88,7 @@ def _target_image(self:MultiScaleLoss, high, factor, scale):
     low = downsample(high, factor)
     return low if scale==1 else F.interpolate(low, scale_factor=scale, mode='bicubic', align_corners=False)
 
+# %% ../../nbs/models/21_losses.ipynb #ad7b23a8
 @patch
 def parts(self:MultiScaleLoss,
     out,          # `MIRAMOutput` of the model
@@ -113,6 +114,7 @@ def _part(self:MultiScaleLoss, pred, high, out, ids, factor, scale, only):
     target = take_tokens(target, scale_ids(ids, out.grid, scale))
     return masked_mse(pred, target) if target.shape[1] else pred.sum()
 
+# %% ../../nbs/models/21_losses.ipynb #327c9fc5
 @patch
 def __call__(self:MultiScaleLoss, out, high):
     "Weighted sum of `parts`, which are kept in `last`, detached, for the records"
