@@ -85,7 +85,7 @@ def _results(intervals):
     out = []
     for o in pd.DataFrame(intervals).to_dict('records'):
         if any(pd.isna(o.get(k, np.nan)) for k in ('metric', 'value', 'low', 'high')):
-            raise ValueError(f'the result {o} has no metric, value, low or high: a card needs all four, so that each number has its interval')
+            raise ValueError(f'the result {o} has no metric, value, low or high: a card prints numbers with intervals only')
         what = _cell(o.get('task', o.get('method', '')))
         out.append(f'| {what} | {_cell(o["metric"])} | {o["value"]:.3f} | {o["low"]:.3f} to {o["high"]:.3f} |')
     return out

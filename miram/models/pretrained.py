@@ -58,7 +58,7 @@ def read_state(
 )->dict:           # Tensors by name
     """The tensors of a checkpoint; nothing in the file is executed
 
-    Raises `FileNotFoundError` for a missing file, `ValueError` naming the file if it is damaged, has no tensors, or has more than tensors."""
+    Raises `FileNotFoundError` for a missing file, `ValueError` naming a file that is damaged, has no tensors, or has more."""
     p = _weights_file(path)
     if p.suffix=='.safetensors': return read_tensors(p, _saved_config(p))
     if not p.is_file(): raise FileNotFoundError(f'{p}: no such file')
@@ -378,7 +378,7 @@ def init_encoder(
     source, `OSError` for weights that cannot be downloaded; `model` then does not change."""
     if source is None: return None
     encoder = model if isinstance(model, Encoder) else getattr(model, 'encoder', None)
-    if not isinstance(encoder, Encoder): raise ValueError(f'a {type(model).__name__} is not an Encoder, and its `encoder` is not one either')
+    if not isinstance(encoder, Encoder): raise ValueError(f'a {type(model).__name__} is not an Encoder, nor is its `encoder`')
     state,cfg,name = _source_state(source, encoder)
     learned = _positions_like(encoder, state)
     try: rep = _fill(encoder, state, cfg, name, False, licence)
@@ -396,7 +396,7 @@ class Backbone(nn.Module):
     def __init__(self,
         net:Callable,         # timm model, or a function or module `(B,C,H,W)` to features `(B,D)`, tokens `(B,P,D)` or maps `(B,D,h,w)`
         img_size:int=224,     # Side of the images that it expects, in pixels
-        mean:tuple=(.485,.456,.406), # Mean of the pixels that it expects, one for each channel or one for all; timm's for photographs by default
+        mean:tuple=(.485,.456,.406), # Mean of its pixels, one for each channel or one for all; timm's for photographs by default
         std:tuple=(.229,.224,.225),  # Their deviation
         chans:int=3,          # Channels, all given the same grey
         mode:str='bicubic',   # Interpolation to that size

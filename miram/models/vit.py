@@ -38,7 +38,7 @@ _ONE_GRID,_OWN_START = 'positions and masks belong to one grid; set_input_size m
 _ONLY = dict(patch_drop_rate=((0,), 'the mask hides patches, and the decoders must know which'),
              pos_embed=(('learn',), 'a visible patch would not say where it comes from'),
              dynamic_img_size=((False,), _ONE_GRID), dynamic_img_pad=((False,), _ONE_GRID),
-             global_pool=(('', 'token', 'avg', 'avgmax', 'max'), 'its weights would not be trained in pretraining; `encode` pools without weights'),
+             global_pool=(('', 'token', 'avg', 'avgmax', 'max'), 'pretraining does not train its weights; `encode` pools without'),
              fc_norm=((None, False), 'the final norm is before the pooling; final_norm=False leaves it out'),
              weight_init=(('',), _OWN_START), fix_init=((False,), _OWN_START),
              embed_layer=((PatchEmbed,), 'only visible patches are embedded, each by itself'),
@@ -129,7 +129,7 @@ def forward_visible(self:Encoder,
     x:Tensor,              # Images `(B,C,H,W)`
     mask:Mask,             # Which patches to see, from `random_mask`
     layers:tuple[int,...]=(), # Also return the outputs of these blocks, counted from 0 and ascending
-)->Tensor|tuple:           # Prefix and visible tokens `(B,P+K,D)`, after the final norm; with `layers` also a list of such, one for each block
+)->Tensor|tuple:           # Prefix and visible tokens `(B,P+K,D)`, after the final norm; with `layers` also a list of such, one per block
     """Encode only the patches that `mask` leaves visible
 
     Outputs of `layers` are normalised, without weights. Raises `ValueError` for images of another size or number of channels and for

@@ -269,7 +269,7 @@ def _header(path):
     try:
         with safe_open(path, 'pt') as f: return f.metadata() or {}
     except SafetensorError as e:
-        raise ValueError(f'{path}: is not a complete safetensors file ({e}); it is damaged or has another format; get the file again') from None
+        raise ValueError(f'{path}: is not a complete safetensors file ({e}); it is damaged or of another format; get it again') from None
 
 # %% ../../nbs/models/27_weights.ipynb #f73e8e3d
 def _said_by(text, source):
@@ -424,7 +424,8 @@ def _model_kind(model):
     for k,(cls,describe,_) in _KINDS.items():
         if type(model) is cls: return k,describe
     if isinstance(getattr(model, 'encoder', None), Encoder): return 'other',lambda m: type(m).__name__
-    raise ValueError(f'a {type(model).__name__} is neither a MIRAM nor a MoCo, and its `encoder` is not an Encoder; save an encoder with save_encoder')
+    raise ValueError(f'a {type(model).__name__} is neither a MIRAM nor a MoCo, and its `encoder` is no Encoder; '
+                     'save an encoder with save_encoder')
 
 # %% ../../nbs/models/27_weights.ipynb #552080f4
 def _build_model(cfg):
