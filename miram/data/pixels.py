@@ -74,7 +74,7 @@ def _shown(ds, name):
     return ''.join(c if c.isprintable() else '�' for c in text)
 
 def _int(ds, name, path, default=None):
-    "The whole number in field `name` of a header, `default` when there is none; raises when it is not a number, or missing without a default"
+    "The whole number in field `name` of a header, or `default`; raises for no number, or none and no default"
     v = ds.get(name)
     if v in (None, ''):
         if default is None: raise DataError(f'{path}: its header has no {name}; get the file again or leave it out')
