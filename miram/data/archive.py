@@ -155,7 +155,9 @@ class Finding(NamedTuple):
     contrast:float   # Standard deviation of what the lesion adds to the film
 
     @property
-    def case(self): return f"{self.kind.title()}-{dict(train='Training', test='Test')[self.split]}_{self.patient}_{self.side}_{self.view}"
+    def case(self):
+        "Name of its case folder: kind, part, patient, side and view"
+        return f"{self.kind.title()}-{dict(train='Training', test='Test')[self.split]}_{self.patient}_{self.side}_{self.view}"
 
 # %% ../../nbs/data/35_archive.ipynb #0fc8026e
 _birads = dict(MALIGNANT=(3,0,1,6,45,45), BENIGN=(13,0,5,28,53,1), BENIGN_WITHOUT_CALLBACK=(0,0,85,13,2,0))
@@ -250,6 +252,7 @@ class Series(NamedTuple):
 
     @property
     def folder(self):
+        "Its folder in the form of the download program"
         d = dates[self.case.split('_')[0]][self.what]
         return f'{self.case}/{d[4:6]}-{d[6:]}-{d[:4]}-DDSM-NA-{self.study[-5:]}/1.000000-{descriptions[self.what]}-{self.uid[-5:]}'
 

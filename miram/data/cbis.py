@@ -50,7 +50,7 @@ def _series(path, source):
 
 # %% ../../nbs/data/36_cbis.ipynb #5f31620b
 def _path_notes(raw):
-    "What is odd about the columns of a case file, as notes `(column, was, now, rows, rule)`"
+    "Oddities of the columns of a case file, as notes `(column, was, now, rows, rule)`"
     res = [('density', 'breast density', 'breast_density', len(raw), 'name of the column')] if 'breast density' in raw else []
     for c in raw.columns[raw.columns.str.endswith('file path')]:
         if n := int(raw[c].str.contains('\n').sum()): res.append((c, '…\\n', '…', n, 'line break in the path'))
@@ -134,7 +134,7 @@ _suffixes = {'.dcm', '.jpg', '.jpeg', '.png', ''}
 _desktop = {'.ds_store', 'thumbs.db', 'desktop.ini'}
 
 def _passed(path, top, follow_links=False):
-    "Why the file at `path` is passed over; '' for an image, `None` for a file that is none of our business"
+    "Why the file at `path` is skipped; '' for an image, `None` for a file that does not concern the archive"
     name, suffix = path.name.lower(), path.suffix.lower()
     if name.startswith('._'): return 'AppleDouble, left by macOS'
     if name in _desktop or suffix == '.lnk': return 'left by a desktop'
@@ -221,7 +221,7 @@ def _by_info(root, folders, uids, follow_links=False):
 
 # %% ../../nbs/data/36_cbis.ipynb #7702c4e9
 def _header(path):
-    "Series UID and SOP class in a DICOM header, '' where it has none, or is none"
+    "Series UID and SOP class in a DICOM header, '' where they are missing or it is not DICOM"
     try: ds = dcmread(path, stop_before_pixels=True, specific_tags=['SeriesInstanceUID', 'SOPClassUID'])
     except Exception: return '', ''
     return str(ds.get('SeriesInstanceUID', '')), str(ds.get('SOPClassUID', ''))
@@ -394,7 +394,7 @@ def fit_margin(
 _BAD = DataError, MemoryError
 
 def _said(path, e):
-    "What is wrong with a file, in a sentence"
+    "What is wrong with a file, as a sentence"
     if isinstance(e, DataError): return str(e)
     return f'{path}: there is not enough memory to read it; use fewer processes (workers, --workers)'
 

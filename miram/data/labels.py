@@ -130,7 +130,7 @@ def _training_names(said, df, label, source):
     if len(names) > 1: return names
     what = '' if (df.split == 'train').any() else f' (no row is for training: {split_text(df)})'
     raise DataError(f'{source}: the training part has {len(names)} class{"es"*(len(names) != 1)} of {label!r}{what}, '
-                    'at least 2 are needed; choose another label or split anew')
+                    'at least 2 are needed; choose another label or make a new split')
 
 def _unknown(said, df, names):
     "Names of rows that are not excluded and not among `names`, each with its part of the split"

@@ -338,8 +338,9 @@ def show_results(self:CropDL,
 
 # %% ../../nbs/data/38_loaders.ipynb #3fbd1b6d
 class PlainOutput(Callback):
-    "Hand a named tuple on as a plain one, tensors alone, while predictions are gathered, for `get_preds` and `show_results`"
+    "Turn a named tuple into a plain one with tensors alone while predictions are gathered, for `get_preds` and `show_results`"
     def after_loss(self):
+        "Replace the prediction while predictions are gathered"
         if not hasattr(self.learn, 'gather_preds'): return
         is_tensors = lambda o: isinstance(o, Tensor) or isinstance(o, tuple) and all(map(is_tensors, o))
         self.learn.pred = tuple(o for o in self.pred if is_tensors(o))

@@ -35,7 +35,7 @@ from ..settings import (change_settings, check_choice, check_options, check_posi
 # %% ../../nbs/evaluate/43_finetune.ipynb #ba7b2820
 @dataclass(frozen=True)
 class FineTune:
-    "All settings of a fine-tuning; prints as JSON. Raises `ValueError` naming the field for a value that cannot work"
+    "All settings of a fine-tuning; prints as JSON. Raises `ValueError` naming the field for an impossible value"
     epochs:int = 20              # Passes over the training lesions
     warmup_epochs:float = 2.     # Epochs in which the learning rate rises
     batch_size:int = 32          # Lesions in a step
@@ -131,6 +131,7 @@ class LesionClassifier(nn.Module):
     def forward(self,
         x:Tensor, # Images `(B,1,s,s)`; a 3-channel encoder sees them three times
     )->Tensor:    # Class scores `(B,C)`
+        "Class scores of images"
         return self.head(self.norm(self.features(x)))
     def group_matcher(self, coarse=False):
         "Layers from the stem to the head, in timm's form"
@@ -171,13 +172,16 @@ class KeepBest(fastai.callback.core.Callback):
     order = 80
     def __init__(self): self.losses, self.best, self.fresh = [], None, False
     def before_train(self):
+        "Forget the epochs of an earlier fit"
         if self.epoch == 0: self.losses, self.best = [], None
         self.fresh = True
     def after_epoch(self):
+        "Keep the weights if no validation loss was lower"
         if not self.fresh or len(self.recorder.final_record) < 2: return
         self.fresh = False; self.losses.append(float(self.recorder.final_record[1]))
         if self.losses[-1] <= min(self.losses): self.best = {k: v.detach().clone() for k,v in self._bare.state_dict().items()}
     def after_fit(self):
+        "Put the best weights back"
         if self.best is not None: self._bare.load_state_dict(self.best); self.best = None
     @property
     def _bare(self): return getattr(self.model, 'module', self.model)

@@ -261,6 +261,7 @@ def _do_one_batch(self:PretrainLearner):
 # %% ../../nbs/train/62_learner.ipynb #2c29d45a
 @patch
 def all_batches(self:PretrainLearner):
+    "The batches of an epoch, from where the run stands"
     if not self.training: return super(PretrainLearner, self).all_batches()
     self.n_iter,state,self.pending = len(self.dl),self.pending,None
     if state is None: self.began,batches = (rng_state(),loader_state(self.dl)),self.dl

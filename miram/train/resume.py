@@ -25,14 +25,18 @@ _MARK = b'\nmiram-sha256 '
 class _Summed:
     "A file that keeps the checksum of what is written to it"
     def __init__(self, f): self.f,self.sum = f,hashlib.sha256()
-    def write(self, b): self.sum.update(b); return self.f.write(b)
-    def flush(self): self.f.flush()
+    def write(self, b):
+        "Write, and add to the checksum"
+        self.sum.update(b); return self.f.write(b)
+    def flush(self):
+        "Flush the file"
+        self.f.flush()
 
 def write_checkpoint(
     path:str|Path, # File to write or to replace
     state:dict,    # Plain values and tensors
 ):
-    "Write `state` and its checksum, whole or not at all; raises `OSError`, naming the file, for a full disk"
+    "Write `state` and its checksum, completely or not at all; raises `OSError`, naming the file, for a full disk"
     with replacing(path) as new:
         with open(new, 'wb') as f:
             s = _Summed(f); torch.save(state, s)
@@ -125,7 +129,7 @@ def run_identity(
     learn:PretrainLearner, # The learner that runs
     recipe=None,           # Its recipe, a dataclass or a dict
 )->dict:                   # JSON values
-    "All that a checkpoint must share with the run that continues it, and nothing that only says how its steps are computed"
+    "Everything that a checkpoint must share with the run that continues it; not how the steps are computed"
     names = ' '.join(f'{k}{tuple(v.shape)}' for k,v in learn.bare.state_dict().items())
     tensors = hashlib.sha256(names.encode()).hexdigest()[:16]
     plain = lambda k,v: isinstance(v, (int,float,str,bool,tuple)) and k[0]!='_' and k not in ('last','training')
@@ -181,6 +185,7 @@ class Checkpoint(Callback):
     ): self.folder,self.every,self.minutes,self.recipe,self.signals = Path(folder),every,minutes,recipe,signals
 
     def before_fit(self):
+        "Take up the newest checkpoint of the folder, if there is one"
         _tidy(self.folder)
         self.about,self.loop,self.signal,self.old = run_identity(self.learn, self.recipe),None,0,{}
         state,name = newest_checkpoint(self.folder)
@@ -262,6 +267,7 @@ def _check(self:Checkpoint, due=False, loop=None):
 # %% ../../nbs/train/64_resume.ipynb #177375e0
 @patch
 def after_batch(self:Checkpoint):
+    "Write when it is time, or when a signal came"
     if not self.learn.training:
         if self.signal and self.loop is not None and _world()==1: self._check(loop=self.loop)
         return
@@ -269,4 +275,7 @@ def after_batch(self:Checkpoint):
     self.loop = self.learn.loop_state() if self.learn.at[1]==self.learn.n_iter else None
 
 @patch
-def after_epoch(self:Checkpoint): self.loop = None; self._check(due=self.learn.at[0]==self.learn.n_epoch)
+def after_epoch(self:Checkpoint):
+    "Write at the end of the run, or when a signal came"
+    self.loop = None; self._check(due=self.learn.at[0]==self.learn.n_epoch)
+

@@ -18,7 +18,7 @@ def suspect_lesions(
     report:CbisReport, # From `check_archive`
     n:int=12,          # At most so many
 )->pd.DataFrame:       # Rows of its `lesions` worth a look, the gravest first
-    "Lesions that are suspects, rejected or damaged and of which something can be shown"
+    "Lesions that are suspects, rejected or damaged, if anything of them can be shown"
     f,l = report.findings, report.lesions
     named = set(f['where'][f.level.isin(['suspect', 'rejected'])])
     rank = np.select([l.lesion_id.isin(named), l.broken.map(len) > 0, (l.why != '') & l['mask'].notna()], [0, 1, 2], 3)
