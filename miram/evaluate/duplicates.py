@@ -6,6 +6,7 @@
 __all__ = ['film_texture', 'texture_match', 'film_textures', 'match_films', 'check_duplicates']
 
 # %% ../../nbs/evaluate/47_duplicates.ipynb #ab3d95a3
+import hashlib, json
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scipy import ndimage
 from ..data.crops import breast_mask
 from ..data.pixels import read_pixels
 from ..data.splits import LeakError
-from ..files import DataError, _count, safe_path
+from ..files import DataError, _count, replacing, safe_path
 from ..jobs import map_files
 
 # %% ../../nbs/evaluate/47_duplicates.ipynb #0fdf7f76
@@ -62,23 +63,40 @@ def texture_match(
     return float(_peak(fa, fb, n, n//8).max())
 
 # %% ../../nbs/evaluate/47_duplicates.ipynb #4b386e6a
-_coarse,_best = 48,5
+_coarse,_best,_kept_as = 48,5,1
 
 def _texture_of(path):
     "Texture of a file; `None` for one that cannot be read, which the crops reject with the reason"
     try: return film_texture(read_pixels(path))
     except DataError: return None
 
+def _digest(*parts): return hashlib.sha256(json.dumps([_kept_as, *parts]).encode()).hexdigest()[:16]
+
+def _textures(paths, workers, progress):
+    "Textures of files in half precision `(n,size,size)`, nan where one cannot be read"
+    got = list(map_files(_texture_of, [(p,) for p in paths], workers, 'textures', progress))
+    empty = np.full_like(film_texture(np.zeros((9, 9), np.uint16)), np.nan)
+    return np.stack([empty if t is None else t for t in got]).astype(np.float16) if got else np.empty((0, *empty.shape), np.float16)
+
 def film_textures(
     df:pd.DataFrame,        # Lesion table
     images:str|Path,        # Folder that its column `image` starts from
     workers:int|None=None,  # Processes; 0 for none, `None` to choose
     progress:bool=True,     # Show a progress bar?
+    folder:str|Path|None=None, # Folder to keep them in, and to look in first; none by default
 )->pd.DataFrame:            # A row a film that is used and can be read: `image patient_id split texture`
     "The textures of the films of a table"
     one = df[df.split!='excluded'].drop_duplicates('image')[['image','patient_id','split']]
-    got = list(map_files(_texture_of, [(safe_path(images, p),) for p in one.image], workers, 'textures', progress))
-    return one.assign(texture=got)[[t is not None for t in got]].reset_index(drop=True)
+    paths = [safe_path(images, p) for p in one.image]
+    of = lambda p: (lambda s: [s.st_size, s.st_mtime_ns])(p.stat()) if p.is_file() else None
+    at = folder and Path(folder)/f'textures-{_digest([[str(p.absolute()), of(p)] for p in paths])}.npy'
+    if at and at.exists(): t = np.load(at, allow_pickle=False)
+    else:
+        t = _textures(paths, workers, progress)
+        if at:
+            with replacing(at) as new, open(new, 'wb') as f: np.save(f, t)
+    there = np.isfinite(t).all((1,2))
+    return one.assign(texture=list(t.astype(np.float32)))[there].reset_index(drop=True)
 
 # %% ../../nbs/evaluate/47_duplicates.ipynb #a685ebb4
 def _transforms(textures, mirror=False):
@@ -107,6 +125,16 @@ def match_films(
     return res.sort_values('match', ascending=False, ignore_index=True)
 
 # %% ../../nbs/evaluate/47_duplicates.ipynb #556b26ce
+def _compared(a, b, threshold, folder):
+    "`match_films`, or no pair at once where the folder knows that these films were compared and none matched"
+    if folder is None: return match_films(a, b, threshold)
+    what = [[[r.image, r.split, hashlib.sha256(r.texture.tobytes()).hexdigest()] for r in t.itertuples()] for t in (a, b)]
+    at = Path(folder)/f'compared-{_digest(threshold, *what)}.json'
+    m = match_films(a[:0] if at.exists() else a, b, threshold)
+    if not len(m) and not at.exists():
+        with replacing(at) as f: f.write_text(json.dumps(dict(films=[len(a), len(b)], threshold=threshold, matches=0)))
+    return m
+
 def check_duplicates(
     df:pd.DataFrame,                  # Lesion table with a split
     images:str|Path,                  # Folder that its column `image` starts from
@@ -115,12 +143,13 @@ def check_duplicates(
     threshold:float=.62,              # Matches from here on are one film
     workers:int|None=None,            # Processes; 0 for none, `None` to choose
     progress:bool=True,               # Show progress bars?
+    folder:str|Path|None=None,        # Folder to keep textures and verdicts in, and to look in first; none by default
 ):
     "Raise `LeakError`, naming the films, when a film of training or validation is in the test part under another name, or any in `other`"
-    t = film_textures(df, images, workers, progress)
+    t = film_textures(df, images, workers, progress, folder)
     seen,new = t[t.split.isin(['train','valid'])],t[t.split=='test']
-    pairs = [match_films(seen, new, threshold)]
-    if other is not None: pairs.append(match_films(t, film_textures(other, other_images, workers, progress), threshold))
+    pairs = [_compared(seen, new, threshold, folder)]
+    if other is not None: pairs.append(_compared(t, film_textures(other, other_images, workers, progress, folder), threshold, folder))
     p = pd.concat(pairs, ignore_index=True)
     if not len(p): return
     said = '; '.join(f'{r.image} ({r.split}) is {r.other_image} ({r.other_split})' for r in p.head(3).itertuples())
