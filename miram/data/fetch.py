@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLLECTIONS', 'PARTS', 'ONLY', 'Collection', 'series_index', 'unpack_case_files', 'wanted_series', 'FetchPlan',
-           'plan_fetch', 'IDCTransfer', 'fetch']
+           'plan_fetch', 'IDCTransfer', 'read_licence', 'fetch']
 
 # %% ../../nbs/data/39_fetch.ipynb #03a189a9
 import gzip, os, shutil, socket, tempfile
@@ -196,6 +196,19 @@ def _write_licence(plan):
             f'Source: {", ".join("https://doi.org/"+d for d in sorted(set(r.doi)))}', '', 'Please cite:', *(f'- {o}' for o in c.cite)]
     with replacing(plan.to/f'LICENCE-{c.id}.txt') as f: f.write_text('\n'.join(text)+'\n', encoding='utf-8')
 
+# %% ../../nbs/data/39_fetch.ipynb #0e56b0f9
+def read_licence(
+    folder:str|Path, # Folder of images
+)->str|None:         # One line; `None` where no file tells
+    "On what terms the images of a folder may be used, by a file `LICENCE*` or `LICENSE*` in it"
+    files = sorted(f for p in ('LICEN[CS]E*', 'licen[cs]e*') for f in Path(folder).glob(p) if f.is_file())
+    for f in files:
+        lines = [l.strip() for l in f.read_text(encoding='utf-8', errors='replace')[:10**5].splitlines() if l.strip()]
+        told = [l.split(':', 1)[1].strip().rstrip('.') for l in lines if l.lower().startswith(('licence:', 'license:'))]
+        if told or lines: return ''.join(c for c in (told or lines)[0] if c.isprintable())[:120]
+    return None
+
+# %% ../../nbs/data/39_fetch.ipynb #133a8bdc
 def fetch(
     plan:FetchPlan,       # From `plan_fetch`
     transfer=None,        # Called with the folder and a list of series UIDs; `IDCTransfer` by default
