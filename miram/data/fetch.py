@@ -7,8 +7,9 @@ __all__ = ['COLLECTIONS', 'PARTS', 'ONLY', 'Collection', 'series_index', 'unpack
            'plan_fetch', 'IDCTransfer', 'read_licence', 'fetch']
 
 # %% ../../nbs/data/39_fetch.ipynb #03a189a9
-import gzip, os, shutil, socket, tempfile
+import errno, gzip, hashlib, os, shutil, socket, tempfile, time
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import NamedTuple
 
 import pandas as pd
@@ -168,24 +169,35 @@ class IDCTransfer:
         self.client.download_from_selection(str(to), seriesInstanceUID=series, dirTemplate=_LAYOUT, show_progress_bar=False)
 
 # %% ../../nbs/data/39_fetch.ipynb #bc32235a
-def _odd_file(folder, series):
-    "Why a file of a folder does not belong to the series, or ''"
+def _odd_file(folder, series, md5=None):
+    "Why a file of a folder does not belong to the series, or ''; `md5` are the sums of its files, sorted, where an index has them"
     for f in _held(folder):
         try: of = str(dcmread(f, stop_before_pixels=True, specific_tags=['SeriesInstanceUID']).get('SeriesInstanceUID', ''))
         except (InvalidDicomError, OSError, ValueError) as e: return f'{f.name} is no DICOM file ({e})'
         if of!=series: return f'{f.name} belongs to series {of}'
+    if isinstance(md5, str) and md5 and ' '.join(sorted(hashlib.md5(f.read_bytes()).hexdigest() for f in _held(folder)))!=md5:
+        return 'a file is not the one of the index (its MD5 differs)'
     return ''
 
-def _bring(plan, rows, transfer, tries):
-    "Have some rows transferred, several times if need be; what each lacks in the end"
+def _attempt(transfer, to, series):
+    "Have some series transferred; what went wrong, or ''. What no second attempt mends is raised: no network, a full disk"
+    try: transfer(to, series); return ''
+    except (OSError, RuntimeError, SubprocessError) as e:
+        if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+        return f' ({type(e).__name__}: {" ".join(str(e).split())[:120]})'
+
+def _bring(plan, rows, transfer, tries, pause):
+    "Have some rows transferred, several times if need be, with longer and longer pauses between; what each lacks in the end"
     lacking = dict(zip(rows.index, rows.lacking))
-    for _ in range(tries):
+    for k in range(tries):
         left = [i for i,why in lacking.items() if why]
         if not left: break
-        transfer(plan.to, list(rows.series[left]))
+        if k: time.sleep(pause*2**(k-1))
+        said = _attempt(transfer, plan.to, list(rows.series[left]))
         for r in rows.loc[left].itertuples():
             folder = safe_path(plan.to, r.folder)
-            lacking[r.Index] = _lacking(folder, r) or _odd_file(folder, r.series)
+            lacking[r.Index] = _lacking(folder, r) or _odd_file(folder, r.series, getattr(r, 'md5', None))
+            if lacking[r.Index]: lacking[r.Index] += said
     return lacking
 
 # %% ../../nbs/data/39_fetch.ipynb #c62235e2
@@ -215,19 +227,25 @@ def fetch(
     tries:int=3,          # Attempts at each series
     batch:int=64,         # Series in one transfer
     progress:bool=True,   # Show a progress bar?
+    pause:float=5.,       # Seconds before the second attempt; twice as long before each further one
 )->FetchPlan:             # The plan, with what is `lacking` after all
     """Fetch what a plan has to do, and write the licence beside it; interrupted, the next call goes on
 
     Raises `DataError` when the disk is too small, and without a network."""
     need = int(plan.todo['bytes'].sum())
-    if need>plan.free: raise DataError(f'{plan.to}: {need/1e9:.1f} GB are to be fetched and {plan.free/1e9:.1f} GB are free there; '
-                                       'choose another disk, or fetch less with --part and --only')
+    _check_room(plan.to, need, plan.free)
     plan.to.mkdir(parents=True, exist_ok=True)
     _write_licence(plan)
     transfer,lacking = transfer or IDCTransfer(),dict(plan.rows.lacking)
     with progress_bar(total=need, desc='fetching', unit='B', unit_scale=True, disable=not progress) as bar:
         for some in chunked(list(plan.todo.index), batch):
-            got = _bring(plan, plan.rows.loc[some], transfer, tries)
+            _check_room(plan.to, int(plan.rows['bytes'][some].sum()), shutil.disk_usage(plan.to).free)
+            got = _bring(plan, plan.rows.loc[some], transfer, tries, pause)
             lacking |= got
             bar.update(sum(int(plan.rows['bytes'][i]) for i,why in got.items() if not why))
     return plan._replace(rows=plan.rows.assign(lacking=pd.Series(lacking)))
+
+def _check_room(to, need, free):
+    "Raise `DataError` where `need` bytes are more than are `free`"
+    if need>free: raise DataError(f'{to}: {need/1e9:.1f} GB are to be fetched and {free/1e9:.1f} GB are free there; '
+                                  'choose another disk, or fetch less with --part and --only')
