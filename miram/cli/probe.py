@@ -22,9 +22,11 @@ class InEncoder(InPath):
 def _run_probe(encoder, out, external, share, duplicates, **kwargs):
     "The probe, and the tables of its external tests by name"
     from miram.evaluate.classifier import probe_job
+    from miram.evaluate.duplicates import film_check
     from miram.evaluate.external import external_probe
     if external: return external_probe(encoder, out, external, share, duplicates, **kwargs)
-    return probe_job(encoder, out, duplicates=duplicates, **kwargs), {}
+    check = film_check(out, duplicates, bool(kwargs.get('images') or kwargs.get('cbis')))
+    return probe_job(encoder, out, check=check, **kwargs), {}
 
 def _search(duplicates, no_duplicates):
     "Are films searched? `None` where the command decides"

@@ -31,12 +31,11 @@ from .metrics import accuracy, bootstrap_ci, macro_auc
 from .finetune import finetune_probe
 from .probe import (LinearFit, ProbeResult, attentive_probe, efficient_probe, knn_probe, linear_probe, probe_split,
                                   trained_probe)
-from .duplicates import check_duplicates
 from .features import _pooled, _shown, cached_features, frozen
 from .floors import FLOORS, RANDOM_FLOOR, floor_result, random_encoder
 from ..data.labels import with_label
 from ..models.pretrained import Backbone, LicenceWarning, _from_file, _licence, _try, open_encoder
-from ..models.vit import Encoder, encode
+from ..models.vit import Encoder
 from ..models.weights import _apart, load_encoder, save_encoder
 from ..settings import check_number, check_table, json_table
 
@@ -139,8 +138,8 @@ def _check_keepable(encoder):
     if not isinstance(encoder, Backbone):
         raise ValueError(f"its file would hold an encoder of miram's or timm's, and this one is a {type(encoder).__name__}")
     if not encoder.own or not _timm_arch(encoder):
-        raise ValueError(f"the network {encoder.source or 'of this Backbone'} is no model of timm's by its name: its file would have to hold "
-                         'a program, and miram keeps none')
+        raise ValueError(f"the network {encoder.source or 'of this Backbone'} is no model of timm's by its name: its file would have to "
+                         'hold a program, and miram keeps none')
 
 def _timm_arch(b):
     "The name in timm of a `Backbone`'s network, or ''"
@@ -620,7 +619,7 @@ def write_probe(
     floors:dict|None=None, # From `probe_floors`
     **provenance        # Whatever else should be known; JSON values
 )->WrittenProbe:
-    "Write `metrics.csv`, `floors.csv`, `predictions.csv` and, where the probe can be kept, the folder `classifier`; older ones are taken away"
+    "Write `metrics.csv`, `floors.csv`, `predictions.csv` and, where the probe can be kept, the folder `classifier`; older ones go"
     out,metrics,folder = Path(out),result.metrics(n_boot),Path(out)/'classifier'
     if folder.is_dir(): (folder/'classifier.json').unlink(missing_ok=True)
     low = floors and pd.concat([r.metrics(n_boot).reset_index().assign(floor=k) for k,r in floors.items()], ignore_index=True)
@@ -648,16 +647,15 @@ def probe_crops(
     data_seed:int=0,       # Of the split
     overwrite:bool=False,  # Replace crops in the results folder that were cut otherwise?
     follow_links:bool=False, # May links among the images lead out of their folder?
-    duplicates:bool|None=None, # Look for films that are trained and tested on under two names? By default where there are films
+    check=None,            # Called with the table and the folder of its images before any crop is cut, such as a `film_check`
 )->CropCache:
-    "The crops to probe an encoder on, opened or cut; raises `DataError` for a source that cannot be used, `LeakError` for a film on two sides"
+    "The crops to probe an encoder on, opened or cut; raises `DataError` for a source that cannot be used, and what `check` raises"
     if crops is not None:
         if lesions or images or cbis:
             raise DataError('--crops excludes --lesions, --images and --cbis: the cache holds its lesions already')
-        if duplicates: raise DataError('--duplicates needs the internal films: --images or --cbis')
         return CropCache(crops)
     table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed, follow_links=follow_links)
-    if duplicates or duplicates is None: check_duplicates(table, root, folder=Path(out)/'films')
+    if check is not None: check(table, root)
     side = encoder.img_size if isinstance(encoder, Backbone) else 2*encoder.patch_embed.img_size[0]
     return build_crops(table, root, Path(out)/'crops', crop_size=side, context=context, level=level,
                        overwrite=overwrite, follow_links=follow_links)
@@ -701,5 +699,6 @@ def probe_job(
     device = 'cuda' if torch.cuda.is_available() else None
     ask = dict(img_size=size, epochs=epochs, seed=seed, folder=Path(out)/'features', device=device)
     result = probe_encoder(enc, cache, label, probe, finetune=finetune, **ask)
-    got = write_probe(out, enc, cache, result, size, n_boot, probe_floors(enc, cache, label, probe, **ask), source=str(encoder), probe=probe, seed=seed)
+    low = probe_floors(enc, cache, label, probe, **ask)
+    got = write_probe(out, enc, cache, result, size, n_boot, low, source=str(encoder), probe=probe, seed=seed)
     return got._replace(note=encoder_note(enc, size))

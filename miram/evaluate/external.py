@@ -23,7 +23,7 @@ from ..data.lesions import lesion_table, read_lesions
 from ..data.splits import LeakError, split_patients
 from .classifier import (SavedClassifier, calibrated, encoder_note, load_classifier, probe_crops, probe_encoder,
                                        shown_size, sized_encoder, write_probe)
-from .duplicates import check_duplicates
+from .duplicates import check_duplicates, film_check
 from .features import cached_features
 from .floors import FLOORS, RANDOM_FLOOR, floor_result, random_encoder, texture_features
 from .metrics import (accuracy, bootstrap_ci, brier, by_stratum, calibration_metrics, ece, macro_auc, malignancy_metrics,
@@ -120,7 +120,8 @@ def probe_external(
     if probe!='finetune':
         kept = dict(pool='tokens') if probe in ('attentive','efficient') else dict(folder=folder)
         feats = np.concatenate([cached_features(encoder, c, img_size, device=device, **kept) for c in every])
-    return _by_set(probe_encoder(encoder, _joined(cache, exts), label, probe, img_size, epochs, seed, folder, device, finetune, feats), every)
+    r = probe_encoder(encoder, _joined(cache, exts), label, probe, img_size, epochs, seed, folder, device, finetune, feats)
+    return _by_set(r, every)
 
 def _by_set(r, every):
     "A result of `_joined`, taken apart again: one for each of its caches"
@@ -274,7 +275,7 @@ def stratum_drops(
 def task_metrics(
     r:ProbeResult, # Of the task
 )->dict:           # Functions `(y,p,w)` by name
-    "What an external table tells of a task: AUC, accuracy, calibration error, slope and calibration in the large, and malignant against benign within each kind"
+    "What an external table tells of a task: AUC, accuracy, calibration and its direction, and malignant against benign within each kind"
     base = dict(macro_auc=macro_auc, accuracy=accuracy, brier=brier, ece=ece)
     if r.multi: base.pop('accuracy')
     return base | calibration_metrics(r.classes, r.multi) | malignancy_metrics(r.classes)
@@ -455,14 +456,16 @@ def external_probe(
     "`probe_job` with external tests: one pass of the probe for all; raises what `external_crops` and `probe_external` raise"
     sets,more = read_external(external, source.get('follow_links', False)),{k: source.get(k, False) for k in ('overwrite','follow_links')}
     enc,size = sized_encoder(encoder, img_size, weights)
-    cache,root = probe_crops(enc, out, label=label, duplicates=duplicates, **source),source.get('images') or source.get('cbis')
-    if duplicates is False: root = None
-    exts = [external_crops(s.table, s.images, cache, Path(out)/f'external-{s.name}', root, s.name, Path(out)/'films', **more) for s in sets]
+    root = source.get('images') or source.get('cbis'); check = film_check(out, duplicates, root is not None)
+    cache = probe_crops(enc, out, label=label, check=check, **source)
+    films = dict(internal_images=root if check else None, films=Path(out)/'films')
+    exts = [external_crops(s.table, s.images, cache, Path(out)/f'external-{s.name}', name=s.name, **films, **more) for s in sets]
     ask = dict(img_size=size, epochs=epochs, seed=seed, folder=Path(out)/'features', device='cuda' if torch.cuda.is_available() else None)
     inside,*outside = probe_external(enc, cache, exts, label, probe, finetune=finetune, **ask)
     low = external_floors(cache, exts, label, enc, probe, **ask)
     got = write_probe(out, enc, cache, inside, size, n_boot, {k: r[0] for k,r in low.items()}, source=str(encoder), probe=probe, seed=seed)
-    found = {s.name: write_external(out, s, inside, r, (cache.table, e.table), share, seed, n_boot, {k: (v[0], v[i+1]) for k,v in low.items()})
+    pair = lambda i: {k: (v[0], v[i+1]) for k,v in low.items()}
+    found = {s.name: write_external(out, s, inside, r, (cache.table, e.table), share, seed, n_boot, pair(i))
              for i,(s,r,e) in enumerate(zip(sets, outside, exts))}
     return got._replace(note=encoder_note(enc, size)), found
 

@@ -287,7 +287,8 @@ def external_figures(
     "The picture of each external table of a study"
     files = {f'{t}-{p}-external-{k}': Path(out)/f'tables/{t}-{p}-external-{k}-all.csv' for t,p in studies for k in exts}
     read = lambda f: pd.read_csv(f, keep_default_na=False, na_values=[''])
-    return {k: external_figure(read(f), f'{k}: 95 % intervals by patient, floors as they are outside') for k,f in files.items() if f.exists()}
+    title = '{}: 95 % intervals by patient, floors as they are outside'
+    return {k: external_figure(read(f), title.format(k)) for k,f in files.items() if f.exists()}
 
 def licence_lines(
     plan:StudyPlan,    # What is run
@@ -384,7 +385,8 @@ def _study_crops(plan, table, root, out, sets, duplicates, say, **how):
     size = 2*plan.recipe.img_size
     say(f'[2/5] crops of {len(table)} lesions, {size}×{size} pixels')
     cache = build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level, **how)
-    for s in sets: external_crops(s.table, s.images, cache, out/'external'/s.name/'crops', root if duplicates else None, s.name, out/'films', **how)
+    films = dict(internal_images=root if duplicates else None, films=out/'films')
+    for s in sets: external_crops(s.table, s.images, cache, out/'external'/s.name/'crops', name=s.name, **films, **how)
     return cache.path
 
 # %% ../../nbs/study/78_report.ipynb #fd0351fe
@@ -403,7 +405,7 @@ def study_job(
     say=print,              # Called with each line that tells what is being done
     overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise?
     follow_links:bool=False, # May links among the images lead out of their folder?
-    duplicates:bool|None=None, # Look for training films under another name in the test part, or in an external set? By default real films are
+    duplicates:bool|None=None, # Look for films under two names, in training and in the test part or an external set? `None` for real ones
     external:list=(),       # External sets: pairs of a lesion table (csv) and the folder of its images
     share:float=.3,         # Share of the external patients to recalibrate on; 0 for none
     **kwargs                # Passed to `run_pretraining`
@@ -421,8 +423,9 @@ def study_job(
         if dry is not None: say(cost_text(plan, table, getattr(executor, '_max_workers', 1)))
         check_plan(plan, table, None if dry else out)
         if dry: say(power_text(table, plan.label))
-        if duplicates or duplicates is None and (lesions or cbis) and not dry: check_duplicates(table, root, folder=None if dry else out/'films')
-        if not dry: return _study_crops(plan, table, root, out, sets, duplicates is not False, say, overwrite=overwrite, follow_links=follow_links)
+        real,how = (lesions or cbis) and not dry,dict(overwrite=overwrite, follow_links=follow_links)
+        if duplicates or duplicates is None and real: check_duplicates(table, root, folder=None if dry else out/'films')
+        if not dry: return _study_crops(plan, table, root, out, sets, duplicates is not False, say, **how)
     path = together(crops)
     if path is None: return
     cache = CropCache(path)
