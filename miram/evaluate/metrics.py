@@ -233,17 +233,18 @@ def _log_odds(y, p, w):
     if p.shape[1] != 2: raise ValueError(f'a calibration slope needs two classes, here are {p.shape[1]}: see `against_rest`')
     return y.astype(float), logit(np.clip(p[:,1], 1e-6, 1-1e-6)), np.atleast_2d(w)
 
-def _newton(y, z, w, slope, steps=60):
-    "Intercept and slope `(2,R)` that make `y` most likely for each row of `w`; the slope stays 1 unless it is asked for"
-    ab = np.stack([np.zeros(len(w)), np.ones(len(w))])
+def _newton(y, z, w, slope, steps=200):
+    "Intercept and slope `(2,R)` that make `y` most likely for each row of `w`, nan where they are not found; the slope is 1 unless asked for"
+    m, s = (z.mean(), z.std() or 1.) if slope else (0., 1.)
+    x, ab = (z-m)/s, np.stack([np.zeros(len(w)), np.full(len(w), 0. if slope else 1.)])
     for _ in range(steps):
-        q = expit(ab[0][:,None] + ab[1][:,None]*z); v, r = w*q*(1-q)+1e-300, w*(y-q)
-        g, h = (r.sum(1), r @ z), (v.sum(1), v @ z, v @ z**2)
+        q = expit(ab[0][:,None] + ab[1][:,None]*x); v, r = w*q*(1-q)+1e-300, w*(y-q)
+        g, h = (r.sum(1), r @ x), (v.sum(1), v @ x, v @ x**2)
         det = h[0]*h[2] - h[1]**2
         d = np.stack([h[2]*g[0]-h[1]*g[1], h[0]*g[1]-h[1]*g[0]])/np.where(det > 0, det, 1) if slope else np.stack([g[0]/h[0], 0*g[0]])
         ab += (d := np.clip(d, -2, 2))
-        if abs(d).max() < 1e-10: break
-    return ab
+        if abs(d).max() < 1e-9: break
+    return np.where(abs(d).max(0) < 1e-6, np.stack([ab[0]-ab[1]*m/s, ab[1]/s]), np.nan)
 
 def _overlap(y, z, w):
     "For each row of `w`: do positives and negatives overlap in `z`? Otherwise no finite slope is the most likely one"
