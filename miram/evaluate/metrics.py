@@ -234,7 +234,7 @@ def _log_odds(y, p, w):
     return y.astype(float), logit(np.clip(p[:,1], 1e-6, 1-1e-6)), np.atleast_2d(w)
 
 def _newton(y, z, w, slope, steps=200):
-    "Intercept and slope `(2,R)` that make `y` most likely for each row of `w`, nan where they are not found; the slope is 1 unless asked for"
+    "Intercept and slope `(2,R)` that make `y` most likely for each row of `w`, nan where not found; the slope is 1 unless asked for"
     m, s = (z.mean(), z.std() or 1.) if slope else (0., 1.)
     x, ab = (z-m)/s, np.stack([np.zeros(len(w)), np.full(len(w), 0. if slope else 1.)])
     for _ in range(steps):
