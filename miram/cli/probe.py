@@ -22,10 +22,16 @@ class InEncoder(InPath):
 def _run_probe(encoder, out, external, share, duplicates, **kwargs):
     "The probe, and the tables of its external tests by name"
     from miram.evaluate.classifier import probe_job
+    from miram.evaluate.duplicates import film_check
     from miram.evaluate.external import external_probe
     if external: return external_probe(encoder, out, external, share, duplicates, **kwargs)
-    if duplicates: raise DataError('--duplicates needs --external, the films that are looked for')
-    return probe_job(encoder, out, **kwargs), {}
+    check = film_check(out, duplicates, bool(kwargs.get('images') or kwargs.get('cbis')))
+    return probe_job(encoder, out, check=check, **kwargs), {}
+
+def _search(duplicates, no_duplicates):
+    "Are films searched? `None` where the command decides"
+    if duplicates and no_duplicates: raise DataError('--duplicates and --no-duplicates exclude each other')
+    return False if no_duplicates else duplicates or None
 
 def _test_classifier(*args, **kwargs):
     from miram.evaluate.external import external_classifier
@@ -46,7 +52,8 @@ def miram_probe(
     crops:InFolder=None,    # Or a crop cache, such as the folder crops of a study
     external:FilesWithFolders=None, # Lesion table of another collection and the folder of its images; several times for several
     recalibrate:_share=.3,  # Share of the external patients to recalibrate on, for the others; 0 for none
-    duplicates:bool=False,  # First look for external films among the others (minutes for a large archive)
+    duplicates:bool=False,  # Insist on looking for films that stand on two sides under two names, as is done wherever the films are there
+    no_duplicates:bool=False, # Do not look for them
     label:str='pathology',  # Column to probe
     probe:_probe='linear',  # linear, trained, knn, attentive, efficient or finetune
     epochs:Count=None,      # Passes of trained, attentive, efficient and finetune; their own without it
@@ -71,6 +78,6 @@ def miram_probe(
         return _say_external(_test_classifier(encoder, out, external, recalibrate, seed, n_boot, **how), out)
     ask = dict(label=label, probe=probe, epochs=epochs, seed=seed, n_boot=n_boot, finetune=finetune, img_size=img_size, weights=weights)
     source = dict(lesions=lesions, images=images, cbis=cbis, crops=crops, context=context, level=level, data_seed=data_seed, **how)
-    got,found = _run_probe(encoder, out, external, recalibrate, duplicates, **ask, **source)
+    got,found = _run_probe(encoder, out, external, recalibrate, _search(duplicates, no_duplicates), **ask, **source)
     print(f'{got.text(label, probe)}\n{Path(out).resolve()/"metrics.csv"}')
     _say_external(found, out)

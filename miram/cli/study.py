@@ -36,7 +36,8 @@ def miram_study(
     data_seed:Seed=0,       # Seed of the phantom and of the split
     curves:bool=False,      # Learning curves: the linear probe with fewer labelled patients
     dry:bool=False,         # Only say what it will cost, and which differences this test set can show
-    duplicates:bool=False,  # First look for films that are trained and tested on under two names (minutes for a large archive)
+    duplicates:bool=False,  # Insist on looking for films that stand on two sides under two names, as is done for real films
+    no_duplicates:bool=False, # Do not look for them
     overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise
     follow_links:bool=False, # Links among the images may lead out of their folder
 ):
@@ -49,6 +50,7 @@ def miram_study(
     from miram.train.recipe import parse_settings
     if plan in ('real_small','paper') and not (lesions or cbis): 
         raise DataError(f'the plan {plan} needs mammograms: --lesions and --images, or --cbis')
+    if duplicates and no_duplicates: raise DataError('--duplicates and --no-duplicates exclude each other')
     keep_memory()
     given = parse_settings(set or ()) | {k: tuple(v.split(',')) for k,v in dict(methods=methods, tasks=tasks, probes=probes).items() if v}
     if seeds: given['seeds'] = tuple(range(seeds))
@@ -57,6 +59,6 @@ def miram_study(
     with ExitStack() as stack:
         tables = study_job(p, out, lesions, images, cbis, patients, data_seed, study_executor(stack, workers, dask), curves, dry=dry,
                            say=partial(print, flush=True), overwrite=overwrite, follow_links=follow_links,
-                           duplicates=duplicates, external=external or (), share=recalibrate)
+                           duplicates=False if no_duplicates else duplicates or None, external=external or (), share=recalibrate)
     for (t,k),tab in (tables or {}).items(): print(f'\n{t}, {k} probe\n{tab.to_string(na_rep="")}')
     if tables: print(f'\nThe report is {Path(out).resolve()/"report.html"}')

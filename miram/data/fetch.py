@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLLECTIONS', 'PARTS', 'ONLY', 'Collection', 'series_index', 'unpack_case_files', 'wanted_series', 'FetchPlan',
-           'plan_fetch', 'IDCTransfer', 'fetch']
+           'plan_fetch', 'IDCTransfer', 'read_licence', 'fetch']
 
 # %% ../../nbs/data/39_fetch.ipynb #03a189a9
-import gzip, os, shutil, socket, tempfile
+import errno, gzip, hashlib, os, shutil, socket, tempfile, time
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import NamedTuple
 
 import pandas as pd
@@ -168,24 +169,35 @@ class IDCTransfer:
         self.client.download_from_selection(str(to), seriesInstanceUID=series, dirTemplate=_LAYOUT, show_progress_bar=False)
 
 # %% ../../nbs/data/39_fetch.ipynb #bc32235a
-def _odd_file(folder, series):
-    "Why a file of a folder does not belong to the series, or ''"
+def _odd_file(folder, series, md5=None):
+    "Why a file of a folder does not belong to the series, or ''; `md5` are the sums of its files, sorted, where an index has them"
     for f in _held(folder):
         try: of = str(dcmread(f, stop_before_pixels=True, specific_tags=['SeriesInstanceUID']).get('SeriesInstanceUID', ''))
         except (InvalidDicomError, OSError, ValueError) as e: return f'{f.name} is no DICOM file ({e})'
         if of!=series: return f'{f.name} belongs to series {of}'
+    if isinstance(md5, str) and md5 and ' '.join(sorted(hashlib.md5(f.read_bytes()).hexdigest() for f in _held(folder)))!=md5:
+        return 'a file is not the one of the index (its MD5 differs)'
     return ''
 
-def _bring(plan, rows, transfer, tries):
-    "Have some rows transferred, several times if need be; what each lacks in the end"
+def _attempt(transfer, to, series):
+    "Have some series transferred; what went wrong, or ''. What no second attempt mends is raised: no network, a full disk"
+    try: transfer(to, series); return ''
+    except (OSError, RuntimeError, SubprocessError) as e:
+        if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+        return f' ({type(e).__name__}: {" ".join(str(e).split())[:120]})'
+
+def _bring(plan, rows, transfer, tries, pause):
+    "Have some rows transferred, several times if need be, with longer and longer pauses between; what each lacks in the end"
     lacking = dict(zip(rows.index, rows.lacking))
-    for _ in range(tries):
+    for k in range(tries):
         left = [i for i,why in lacking.items() if why]
         if not left: break
-        transfer(plan.to, list(rows.series[left]))
+        if k: time.sleep(pause*2**(k-1))
+        said = _attempt(transfer, plan.to, list(rows.series[left]))
         for r in rows.loc[left].itertuples():
             folder = safe_path(plan.to, r.folder)
-            lacking[r.Index] = _lacking(folder, r) or _odd_file(folder, r.series)
+            lacking[r.Index] = _lacking(folder, r) or _odd_file(folder, r.series, getattr(r, 'md5', None))
+            if lacking[r.Index]: lacking[r.Index] += said
     return lacking
 
 # %% ../../nbs/data/39_fetch.ipynb #c62235e2
@@ -196,25 +208,44 @@ def _write_licence(plan):
             f'Source: {", ".join("https://doi.org/"+d for d in sorted(set(r.doi)))}', '', 'Please cite:', *(f'- {o}' for o in c.cite)]
     with replacing(plan.to/f'LICENCE-{c.id}.txt') as f: f.write_text('\n'.join(text)+'\n', encoding='utf-8')
 
+# %% ../../nbs/data/39_fetch.ipynb #0e56b0f9
+def read_licence(
+    folder:str|Path, # Folder of images
+)->str|None:         # One line; `None` where no file tells
+    "On what terms the images of a folder may be used, by a file `LICENCE*` or `LICENSE*` in it"
+    files = sorted(f for p in ('LICEN[CS]E*', 'licen[cs]e*') for f in Path(folder).glob(p) if f.is_file())
+    for f in files:
+        lines = [l.strip() for l in f.read_text(encoding='utf-8', errors='replace')[:10**5].splitlines() if l.strip()]
+        told = [l.split(':', 1)[1].strip().rstrip('.') for l in lines if l.lower().startswith(('licence:', 'license:'))]
+        if told or lines: return ''.join(c for c in (told or lines)[0] if c.isprintable())[:120]
+    return None
+
+# %% ../../nbs/data/39_fetch.ipynb #133a8bdc
 def fetch(
     plan:FetchPlan,       # From `plan_fetch`
     transfer=None,        # Called with the folder and a list of series UIDs; `IDCTransfer` by default
     tries:int=3,          # Attempts at each series
     batch:int=64,         # Series in one transfer
     progress:bool=True,   # Show a progress bar?
+    pause:float=5.,       # Seconds before the second attempt; twice as long before each further one
 )->FetchPlan:             # The plan, with what is `lacking` after all
     """Fetch what a plan has to do, and write the licence beside it; interrupted, the next call goes on
 
     Raises `DataError` when the disk is too small, and without a network."""
     need = int(plan.todo['bytes'].sum())
-    if need>plan.free: raise DataError(f'{plan.to}: {need/1e9:.1f} GB are to be fetched and {plan.free/1e9:.1f} GB are free there; '
-                                       'choose another disk, or fetch less with --part and --only')
+    _check_room(plan.to, need, plan.free)
     plan.to.mkdir(parents=True, exist_ok=True)
     _write_licence(plan)
     transfer,lacking = transfer or IDCTransfer(),dict(plan.rows.lacking)
     with progress_bar(total=need, desc='fetching', unit='B', unit_scale=True, disable=not progress) as bar:
         for some in chunked(list(plan.todo.index), batch):
-            got = _bring(plan, plan.rows.loc[some], transfer, tries)
+            _check_room(plan.to, int(plan.rows['bytes'][some].sum()), shutil.disk_usage(plan.to).free)
+            got = _bring(plan, plan.rows.loc[some], transfer, tries, pause)
             lacking |= got
             bar.update(sum(int(plan.rows['bytes'][i]) for i,why in got.items() if not why))
     return plan._replace(rows=plan.rows.assign(lacking=pd.Series(lacking)))
+
+def _check_room(to, need, free):
+    "Raise `DataError` where `need` bytes are more than are `free`"
+    if need>free: raise DataError(f'{to}: {need/1e9:.1f} GB are to be fetched and {free/1e9:.1f} GB are free there; '
+                                  'choose another disk, or fetch less with --part and --only')

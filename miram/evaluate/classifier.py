@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['NO_DIAGNOSIS', 'PROBES', 'fit_temperature', 'fit_isotonic', 'calibrated', 'HeadFit', 'head_fit', 'SavedClassifier',
            'make_classifier', 'Prediction', 'check_box', 'read_mask_box', 'save_classifier', 'load_classifier',
-           'read_box', 'lesion_box', 'answer', 'answer_text', 'probe_encoder', 'WrittenProbe', 'write_probe',
-           'probe_crops', 'sized_encoder', 'encoder_note', 'probe_job']
+           'read_box', 'lesion_box', 'answer', 'answer_text', 'probe_encoder', 'WrittenProbe', 'probe_floors',
+           'shown_size', 'write_probe', 'probe_crops', 'sized_encoder', 'encoder_note', 'probe_job']
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #28ee9310
-import hashlib, json, math, re
-import numpy as np, pandas as pd, torch
+import hashlib, json, math, re, warnings
+import numpy as np, pandas as pd, timm, torch
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.isotonic import IsotonicRegression
@@ -30,11 +31,12 @@ from .metrics import accuracy, bootstrap_ci, macro_auc
 from .finetune import finetune_probe
 from .probe import (LinearFit, ProbeResult, attentive_probe, efficient_probe, knn_probe, linear_probe, probe_split,
                                   trained_probe)
-from .features import cached_features, frozen, low_batch
+from .features import _pooled, _shown, cached_features, frozen
+from .floors import FLOORS, RANDOM_FLOOR, floor_result, random_encoder
 from ..data.labels import with_label
-from ..models.pretrained import Backbone, open_encoder
-from ..models.vit import Encoder, encode
-from ..models.weights import load_encoder, save_encoder
+from ..models.pretrained import Backbone, LicenceWarning, _from_file, _licence, _try, open_encoder
+from ..models.vit import Encoder
+from ..models.weights import _apart, load_encoder, save_encoder
 from ..settings import check_number, check_table, json_table
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #0c70a1c3
@@ -101,13 +103,13 @@ def head_fit(
 @dataclass(eq=False)
 class SavedClassifier:
     "An encoder with what was fitted to its features, and all that it takes to show it a new lesion as it saw the others"
-    encoder:Encoder    # Frozen or fine-tuned, in eval mode
+    encoder:torch.nn.Module # `Encoder`, or `Backbone` of a model of timm's; frozen or fine-tuned, in eval mode
     fit:LinearFit|HeadFit # Coefficients of a probe, or the head of a fine-tuned model, on its features
     label:str          # What is predicted
     classes:list       # Class names, in the order of the probabilities
     pixels:dict        # `mean` and `std` of the training pixels, on the scale 0 to 1
     crop:dict          # `crop_size`, `context`, `window`, `side` and `level` as for `build_crops`; `input`, to what it is reduced
-    pool:str='avg'     # How tokens become features, 'avg' or 'cls'
+    pool:str='avg'     # How tokens become features, 'avg' or 'cls'; 'own' of a `Backbone`
     calibration:dict=field(default_factory=lambda: dict(method='none')) # See `calibrated`
     provenance:dict=field(default_factory=dict) # Where it comes from and how good it was: JSON values
 
@@ -129,6 +131,20 @@ def _check_fit(fit, result, parts):
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #09b6d6ae
 _HEADS = {'linear': LinearFit, 'fine-tuned': HeadFit}
+
+def _check_keepable(encoder):
+    "Raise `ValueError` for an encoder that a file could only hold as a program"
+    if isinstance(encoder, Encoder): return
+    if not isinstance(encoder, Backbone):
+        raise ValueError(f"its file would hold an encoder of miram's or timm's, and this one is a {type(encoder).__name__}")
+    if not encoder.own or not _timm_arch(encoder):
+        raise ValueError(f"the network {encoder.source or 'of this Backbone'} is no model of timm's by its name: its file would have to "
+                         'hold a program, and miram keeps none')
+
+def _timm_arch(b):
+    "The name in timm of a `Backbone`'s network, or ''"
+    name = (getattr(b.net, 'pretrained_cfg', None) or {}).get('architecture') or ''
+    return name if re.fullmatch(r'\w+', name) and timm.is_model(name) else ''
 
 def _kind(fit):
     "'linear' or 'fine-tuned'"
@@ -159,21 +175,22 @@ def _tested(result, n_boot):
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #9193498c
 def make_classifier(
-    encoder:Encoder,        # The encoder that was probed; of a fine-tuned result its own is kept instead
+    encoder:torch.nn.Module, # `Encoder` or `Backbone` that was probed; of a fine-tuned result its own is kept instead
     cache:CropCache,        # The crops it was probed on
     result:ProbeResult,     # From `linear_probe` or `trained_probe` on its features, or from `finetune_probe`
     calibration:str='temperature', # Or 'isotonic', for hundreds of validation lesions, or 'none'
     img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
-    pool:str='avg',         # As for `cached_features`; of a fine-tuned result its own
+    pool:str|None=None,     # As for `cached_features`; of a fine-tuned result its own
     feats:np.ndarray|None=None, # Features of the cache, if at hand
     n_boot:int=500,         # Resamples of the intervals that are kept with it
     **provenance            # Whatever else should be known: method, seed, epochs, …; JSON values
 )->SavedClassifier:
     "A classifier for new lesions from a probe; raises `ValueError` when encoder, crops and probe do not belong together"
-    if not isinstance(encoder, Encoder):
-        raise ValueError(f"its file would hold an encoder of miram's, and this one is a {type(encoder).__name__}")
-    img_size,fit = img_size or cache.crop_size//2,_fit_of(result)
+    _check_keepable(encoder)
+    other,fit = isinstance(encoder, Backbone),_fit_of(result)
     if result.model is not None: encoder,pool = result.model.encoder,result.model.pool
+    pool = 'own' if other and pool in (None,'avg') else pool or 'avg'
+    img_size = encoder.img_size if other else img_size or cache.crop_size//2
     if feats is None: feats = cached_features(encoder, cache, img_size, pool=pool)
     classes,parts = probe_split(feats, with_label(cache.table, result.label), result.label)
     _check_fit(fit, result, parts)
@@ -191,7 +208,7 @@ class Prediction(NamedTuple):
     probs:np.ndarray  # Calibrated class probabilities `(C,)`
     raw:np.ndarray    # The same before calibration `(C,)`
     crop:np.ndarray   # The square that was cut `(S,S)`, uint16
-    x:torch.Tensor    # What the encoder saw `(1,C,s,s)`, standardised
+    x:torch.Tensor    # What the encoder saw, from `SavedClassifier.show`
     box:tuple         # The box `(x,y,w,h)` in pixels of the image
 
 def check_box(
@@ -222,15 +239,24 @@ def read_mask_box(
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #7977f358
 @patch
+def show(self:SavedClassifier,
+    crops:np.ndarray, # Crops `(B,S,S)`, uint16
+)->torch.Tensor:      # Images `(B,C,s,s)`, reduced and standardised; for a `Backbone` the whole crops `(B,1,S,S)`, from 0 to 1
+    "What the encoder is shown of crops"
+    chans = 1 if isinstance(self.encoder, Backbone) else self.encoder.in_chans
+    cache = SimpleNamespace(crops=crops, crop_size=self.crop['crop_size'], **self.pixels)
+    return _shown(self.encoder, cache, slice(0, len(crops)), self.crop['input'], chans, 'cpu')
+
+@patch
 def features(self:SavedClassifier,
-    x:torch.Tensor, # Images `(B,C,s,s)`, standardised
+    x:torch.Tensor, # Images from `show`
 )->np.ndarray:      # Features `(B,D)`
     "What the encoder makes of images"
-    with frozen(self.encoder) as enc: return encode(enc, x.to(next(enc.parameters()).device), self.pool).float().cpu().numpy()
+    with frozen(self.encoder) as enc: return _pooled(enc, x.to(next(enc.parameters()).device), self.pool).float().cpu().numpy()
 
 @patch
 def probs(self:SavedClassifier,
-    x:torch.Tensor, # Images `(B,C,s,s)`, standardised
+    x:torch.Tensor, # Images from `show`
 )->np.ndarray:      # Calibrated class probabilities `(B,C)`
     "Class probabilities of images, for maps that ask again and again"
     return calibrated(self.fit.scores(self.features(x)), self.calibration)
@@ -247,14 +273,15 @@ def predict(self:SavedClassifier,
     crop = cut(px, *square_box(*box, c['context']), c['crop_size'])
     if c['side'] and breast_side(px)!=c['side']: crop = np.ascontiguousarray(crop[:,::-1])
     if c['level']: crop = level_crop(crop)
-    x = low_batch(SimpleNamespace(crops=crop[None], crop_size=c['crop_size'], **self.pixels), slice(0,1), c['input'], self.encoder.in_chans)
+    x = self.show(crop[None])
     z = self.fit.scores(self.features(x))
     return Prediction(calibrated(z, self.calibration)[0], softmax(z, axis=1)[0], crop, x, box)
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #870137b9
 _PARTS = ('encoder.safetensors', 'probe.safetensors')
 _fields = dict(format=int, kind=str, head=str, version=str, label=str, classes=tuple, pixels=dict, crop=dict, pool=str, calibration=dict,
-               provenance=dict, sha256=dict)
+               provenance=dict, sha256=dict, backbone=dict)
+_net = dict(name=str, img_size=int, chans=int, mean=tuple, std=tuple, mode=str, source=str, licence=str|None)
 _crop = dict(crop_size=int, context=float, window=tuple|None, side=str|None, level=bool, input=int)
 _how = dict(method=str, temperature=float, curves=tuple, lesions=int, patients=int, log_loss_before=float, log_loss=float)
 
@@ -262,11 +289,23 @@ def _one_of(field, v, allowed):
     "Raise unless `v` is one of `allowed`"
     if v not in allowed: raise ValueError(f'{field}={v!r}: choose one of {", ".join(map(repr, allowed))}')
 
-def _check_crop(crop):
-    "Raise `ValueError` naming a setting of the crops that cannot be"
+def _check_net(b):
+    "Raise `ValueError` naming what cannot be in the description of a network of timm's"
+    b = check_table(b, _net, at='backbone')
+    if not re.fullmatch(r'\w+', b['name']) or not timm.is_model(b['name']):
+        raise ValueError(f"backbone.name={b['name']!r}: is no model of the installed timm ({timm.__version__})")
+    check_number('backbone.img_size', b['img_size'], 1, 8192); check_number('backbone.chans', b['chans'], 1, 64)
+    for k in ('mean', 'std'):
+        check_number(f'backbone.{k}', b[k])
+        if len(b[k])!=b['chans'] or k=='std' and min(b[k])<=0:
+            raise ValueError(f"backbone.{k}={b[k]!r}: must be {b['chans']} numbers{', all positive'*(k=='std')}")
+    _one_of('backbone.mode', b['mode'], ('bicubic','bilinear'))
+
+def _check_crop(crop, whole=False):
+    "Raise `ValueError` naming a setting of the crops that cannot be; a network that gets `whole` crops resizes them itself"
     c = check_table(crop, _crop, at='crop')
     for k,low,high in (('crop_size', 2, 8192), ('input', 1, 8192), ('context', .01, 100)): check_number(f'crop.{k}', c[k], low, high)
-    if c['crop_size']%c['input']: raise ValueError(f'crop.input={c["input"]}: must divide crop.crop_size={c["crop_size"]}')
+    if not whole and c['crop_size']%c['input']: raise ValueError(f'crop.input={c["input"]}: must divide crop.crop_size={c["crop_size"]}')
     if c['window'] is not None:
         check_number('crop.window', c['window'], 0, 100)
         if len(w := c['window'])!=2 or w[0]>=w[1]: raise ValueError(f'crop.window={w}: must be two rising percentiles')
@@ -305,17 +344,19 @@ def _check_tested(t):
 
 def _check_info(info):
     "Raise `ValueError` naming a field of `classifier.json` that is missing, unknown, of another type or out of its range"
-    check_table({k: v for k,v in info.items() if k!='provenance'}, {k: t for k,t in _fields.items() if k!='provenance'})
+    check_table({k: v for k,v in info.items() if k!='provenance'}, {k: t for k,t in _fields.items() if k!='provenance'}, ['backbone'])
     if not isinstance(info.get('provenance'), dict): raise ValueError('provenance is missing or no table')
     _one_of('kind', info['kind'], ('miram lesion classifier',)); _one_of('head', info['head'], _HEADS)
-    _one_of('pool', info['pool'], ('avg','cls'))
+    other = 'backbone' in info
+    if other: _check_net(info['backbone'])
+    _one_of('pool', info['pool'], ('own','cls') if other else ('avg','cls'))
     if not info['label']: raise ValueError("label='': must be a name")
     names = info['classes']
     if not all(isinstance(c, str) and c for c in names) or len(set(names))!=len(names) or len(names)<2:
         raise ValueError(f'classes={names!r}: must be two names or more, all different')
     pix = check_table(info['pixels'], dict(mean=float, std=float), at='pixels')
     check_number('pixels.mean', pix['mean'], 0, 1); check_number('pixels.std', pix['std'], high=1, above=0)
-    _check_crop(info['crop']); _check_how(info['calibration'], len(names)); _check_tested(info['provenance'].get('test'))
+    _check_crop(info['crop'], other); _check_how(info['calibration'], len(names)); _check_tested(info['provenance'].get('test'))
     sums = check_table(info['sha256'], dict.fromkeys((*_PARTS, 'classifier.json'), str), ['classifier.json'], 'sha256')
     for k,v in sums.items():
         if not re.fullmatch('[0-9a-f]{64}', v): raise ValueError(f'sha256.{k}={v!r}: must be 64 hexadecimal digits')
@@ -324,6 +365,37 @@ def _info_hash(info):
     "SHA-256 of a description without its own"
     own = info | dict(sha256={k: v for k,v in info['sha256'].items() if k!='classifier.json'})
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+# %% ../../nbs/evaluate/45_classifier.ipynb #62b3747c
+def _load_net(path, b):
+    "The `Backbone` that a description `b` and a file of tensors are"
+    name,s,c = b['name'],b['img_size'],b['chans']
+    with torch.device('meta'): sized = hasattr(timm.create_model(name, num_classes=0), 'set_input_size')
+    more = (dict(img_size=s) if sized else {}) | (dict(in_chans=c) if c!=3 else {})
+    try: net = timm.create_model(name, num_classes=0, pretrained_cfg_overlay=dict(input_size=(c, s, s)), **more)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as e:
+        raise DataError(f"{path}: timm's {name} cannot be built for images of {s} pixels in {c} channels ({type(e).__name__}: "
+                        f'{" ".join(str(e).split())[:120]}); save the classifier again') from None
+    _from_file(net, path, f'timm:{name}')
+    return _try(Backbone(net, s, b['mean'], b['std'], c, b['mode'], b['source'], _licence(b['source'], {}, 'timm', b['licence'])))
+
+def _save_net(b, folder):
+    "Write the tensors of a `Backbone` into a folder; its description, once it has been read back. Raises `ValueError` for another network"
+    _check_keepable(b)
+    path,(mean,std) = folder/'encoder.safetensors',([float(v) for v in t.flatten()] for t in (b.mean, b.std))
+    said = dict(name=_timm_arch(b), img_size=b.img_size, chans=b.chans, mean=mean, std=std, mode=b.mode, source=b.source, licence=b.licence)
+    _check_net(json.loads(json.dumps(said)))
+    with replacing(path) as f: save_tensors(_apart(b.net.state_dict()), f, metadata=dict(format='pt'))
+    (folder/'encoder.json').unlink(missing_ok=True)
+    x = torch.rand(2, 1, b.img_size, b.img_size, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', LicenceWarning)
+        try: back = _load_net(path, said)
+        except DataError as e: back,why = None,f' ({e})'
+    with frozen(b) as net:
+        if back is not None and torch.allclose(net(x.to(net.mean.device)).cpu(), back(x), rtol=1e-4, atol=1e-5): return said
+    raise ValueError(f"{b.source}: timm's {said['name']} is another network than this one, which was built with arguments of its own; "
+                     f'its file would have to hold a program{why if back is None else ""}')
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #de9d4ed0
 def save_classifier(
@@ -338,7 +410,8 @@ def save_classifier(
                 pixels=clf.pixels, crop=clf.crop, pool=clf.pool, calibration=clf.calibration, provenance=clf.provenance)
     try: json.dumps(info)
     except TypeError as e: raise ValueError(f'the provenance holds what JSON cannot ({e}): pass numbers or text') from None
-    save_encoder(clf.encoder, d/'encoder.safetensors', **clf.pixels)
+    if isinstance(clf.encoder, Backbone): info['backbone'] = _save_net(clf.encoder, d)
+    else: save_encoder(clf.encoder, d/'encoder.safetensors', **clf.pixels)
     arrays = {k: np.ascontiguousarray(v, dtype=np.float64) for k,v in clf.fit._asdict().items()}
     with replacing(d/'probe.safetensors') as f: save_file(arrays, f)
     info['sha256'] = {f: file_hash(d/f) for f in _PARTS}
@@ -370,7 +443,8 @@ def _check_parts(d, info):
 
 def _check_shapes(d, clf):
     "Raise unless encoder, coefficients, crops and classes fit together"
-    c,w,size = len(clf.classes),clf.encoder.embed_dim,clf.encoder.patch_embed.img_size
+    other,c,w = isinstance(clf.encoder, Backbone),len(clf.classes),clf.encoder.embed_dim
+    size = (clf.encoder.img_size,)*2 if other else clf.encoder.patch_embed.img_size
     want = dict(mean=(w,), scale=(w,), gain=(w,), shift=(w,), weight=(c,w), bias=(c,))
     for k,v in clf.fit._asdict().items():
         if v.shape!=want[k] or v.dtype.kind!='f' or not np.isfinite(v).all() or (k=='scale' and not v.all()):
@@ -378,7 +452,7 @@ def _check_shapes(d, clf):
                             'save the classifier again')
     if tuple(size)!=(clf.crop['input'],)*2:
         raise DataError(f'{d}/classifier.json: crop.input={clf.crop["input"]}: the encoder takes {size[0]}×{size[1]} pixels; save it again')
-    if clf.pool=='cls' and clf.encoder.cls_token is None:
+    if clf.pool=='cls' and getattr(clf.encoder.net if other else clf.encoder, 'cls_token', None) is None:
         raise DataError(f"{d}/classifier.json: pool='cls': the encoder has no CLS token; save the classifier again")
 
 
@@ -396,7 +470,8 @@ def load_classifier(
     except (SafetensorError, KeyError, TypeError) as e:
         raise DataError(f'{d/"probe.safetensors"}: does not hold the arrays of a {info["head"]} classifier ({e})') from None
     rest = {k: info[k] for k in ('label','classes','pixels','crop','pool','calibration','provenance')}
-    clf = SavedClassifier(load_encoder(d/'encoder.safetensors'), fit, **rest)
+    path,net = d/'encoder.safetensors',info.get('backbone')
+    clf = SavedClassifier(load_encoder(path) if net is None else _load_net(path, net), fit, **rest)
     _check_shapes(d, clf)
     return clf
 
@@ -483,6 +558,7 @@ class WrittenProbe(NamedTuple):
     folder:Path|None     # The classifier; `None` where the probe cannot be kept
     why:str              # The reason, where there is no classifier
     note:str=''          # Of the encoder: where its weights come from, and their licence
+    floors:pd.DataFrame|None=None # Columns `floor metric value low high`; `None` where none were asked for
 
 @patch
 def text(self:WrittenProbe,
@@ -494,25 +570,68 @@ def text(self:WrittenProbe,
     kept = f'The classifier is {self.folder.resolve()}: miram_predict IMAGE --model {self.folder} …' if self.folder else \
            f'No classifier was kept: {self.why}'
     head = f'{label}, {probe} probe, test patients with 95 % intervals by patient'
-    return '\n'.join([head, *rows, *([self.note] if self.note else []), kept])
+    return '\n'.join([head, *rows, *_floor_lines(self.floors), *([self.note] if self.note else []), kept])
 
+def _floor_lines(floors):
+    "What is had without looking for cancer, for a terminal"
+    if floors is None: return []
+    f = floors[floors.metric.isin(['accuracy','macro_auc'])]
+    rows = [f'  {k:18} '+', '.join(f'{r.metric} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]' for r in g.itertuples())
+            for k,g in f.groupby('floor', sort=False)]
+    return ['Floors, which did not look for cancer, on the same lesions:', *rows]
+
+# %% ../../nbs/evaluate/45_classifier.ipynb #e216f23d
+def probe_floors(
+    encoder:torch.nn.Module, # `Encoder` or `Backbone` that is probed
+    cache:CropCache,        # Crops, split by patient
+    label:str='pathology',  # Column to probe
+    probe:str='linear',     # As for `probe_encoder`; the twin of a fine-tuned encoder is read by the linear one
+    img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
+    epochs:int|None=None,   # Passes of a probe that is trained by steps
+    seed:int=0,             # Of the probe, and of the random weights
+    folder:str|Path|None=None, # Where features are kept
+    device=None,            # Device of the encoder
+)->dict:                    # `ProbeResult` by name, those that have something to say of the label
+    "The floors of a probe: majority, kind, geometry, texture and the random encoder; raises what `probe_encoder` raises"
+    size,twin = shown_size(encoder, cache, img_size),random_encoder(encoder, seed)
+    found = {FLOORS[k]: floor_result(k, cache, label, size, folder) for k in FLOORS}
+    if twin is not None:
+        probe = 'linear' if probe=='finetune' else probe
+        found[RANDOM_FLOOR] = probe_encoder(twin, cache, label, probe, img_size, epochs, seed, folder, device)
+    return {k: r for k,r in found.items() if r is not None}
+
+def shown_size(
+    encoder:torch.nn.Module, # `Encoder` or `Backbone`
+    cache:CropCache,         # Crops
+    img_size:int|None=None,  # Side of the encoder's images in pixels; half of the crops' by default
+)->int:
+    "Side of the images whose texture is a floor: those that an encoder is shown, which for a `Backbone` are whole crops"
+    return cache.crop_size if isinstance(encoder, Backbone) else img_size or cache.crop_size//2
+
+# %% ../../nbs/evaluate/45_classifier.ipynb #28339a6f
 def write_probe(
     out:str|Path,       # Results folder
-    encoder:Encoder,    # The encoder that was probed
+    encoder:torch.nn.Module, # `Encoder` or `Backbone` that was probed
     cache:CropCache,    # The crops it was probed on
     result:ProbeResult, # From `probe_encoder`
     img_size:int|None=None, # Side of the encoder's images in pixels; half of the crops' by default
     n_boot:int=2000,    # Resamples of the intervals
+    floors:dict|None=None, # From `probe_floors`
     **provenance        # Whatever else should be known; JSON values
 )->WrittenProbe:
-    "Write `metrics.csv`, `predictions.csv` and, where the probe can be kept, the folder `classifier`; an older one is taken away"
+    "Write `metrics.csv`, `floors.csv`, `predictions.csv` and, where the probe can be kept, the folder `classifier`; older ones go"
     out,metrics,folder = Path(out),result.metrics(n_boot),Path(out)/'classifier'
     if folder.is_dir(): (folder/'classifier.json').unlink(missing_ok=True)
+    low = floors and pd.concat([r.metrics(n_boot).reset_index().assign(floor=k) for k,r in floors.items()], ignore_index=True)
+    low = low[['floor','metric','value','low','high']] if floors else None
+    if low is None: (out/'floors.csv').unlink(missing_ok=True)
+    else:
+        with replacing(out/'floors.csv') as f: low.to_csv(f, index=False)
     with replacing(out/'metrics.csv') as f: metrics.to_csv(f)
     with replacing(out/'predictions.csv') as f: result.predictions().to_csv(f, index=False)
     try: clf = make_classifier(encoder, cache, result, img_size=img_size, n_boot=n_boot, **provenance)
-    except ValueError as e: return WrittenProbe(metrics, None, str(e))
-    return WrittenProbe(metrics, save_classifier(clf, folder), '')
+    except ValueError as e: return WrittenProbe(metrics, None, str(e), floors=low)
+    return WrittenProbe(metrics, save_classifier(clf, folder), '', floors=low)
 
 # %% ../../nbs/evaluate/45_classifier.ipynb #91f4f596
 def probe_crops(
@@ -528,13 +647,15 @@ def probe_crops(
     data_seed:int=0,       # Of the split
     overwrite:bool=False,  # Replace crops in the results folder that were cut otherwise?
     follow_links:bool=False, # May links among the images lead out of their folder?
+    check=None,            # Called with the table and the folder of its images before any crop is cut, such as a `film_check`
 )->CropCache:
-    "The crops to probe an encoder on, opened or cut; raises `DataError` for a source that cannot be used"
+    "The crops to probe an encoder on, opened or cut; raises `DataError` for a source that cannot be used, and what `check` raises"
     if crops is not None:
         if lesions or images or cbis:
             raise DataError('--crops excludes --lesions, --images and --cbis: the cache holds its lesions already')
         return CropCache(crops)
     table,root = study_lesions(lesions, images, cbis, label=label, seed=data_seed, follow_links=follow_links)
+    if check is not None: check(table, root)
     side = encoder.img_size if isinstance(encoder, Backbone) else 2*encoder.patch_embed.img_size[0]
     return build_crops(table, root, Path(out)/'crops', crop_size=side, context=context, level=level,
                        overwrite=overwrite, follow_links=follow_links)
@@ -576,6 +697,8 @@ def probe_job(
     enc,size = sized_encoder(encoder, img_size, weights)
     cache = probe_crops(enc, out, label=label, **source)
     device = 'cuda' if torch.cuda.is_available() else None
-    result = probe_encoder(enc, cache, label, probe, size, epochs, seed, Path(out)/'features', device, finetune)
-    got = write_probe(out, enc, cache, result, size, n_boot, source=str(encoder), probe=probe, seed=seed)
+    ask = dict(img_size=size, epochs=epochs, seed=seed, folder=Path(out)/'features', device=device)
+    result = probe_encoder(enc, cache, label, probe, finetune=finetune, **ask)
+    low = probe_floors(enc, cache, label, probe, **ask)
+    got = write_probe(out, enc, cache, result, size, n_boot, low, source=str(encoder), probe=probe, seed=seed)
     return got._replace(note=encoder_note(enc, size))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['accuracy', 'MissingClassWarning', 'class_recall', 'balanced_accuracy', 'ranked_counts', 'class_auc', 'class_ap',
-           'macro_auc', 'macro_ap', 'micro_auc', 'micro_ap', 'brier', 'calibration_bins', 'ece', 'per_class',
-           'metric_set', 'resample_counts', 'expanded_levels', 'percentile_interval', 'logit_interval', 'bootstrap_ci',
-           'swap_patterns', 'PairedDifference', 'by_column', 'pooled', 'paired_difference', 'placements', 'delong',
-           'holm', 'malignancy_pairs', 'within_kind', 'sensitivity_at', 'specificity_at', 'malignancy_metrics',
-           'by_stratum']
+           'macro_auc', 'macro_ap', 'micro_auc', 'micro_ap', 'brier', 'calibration_bins', 'ece', 'calibration_slope',
+           'calibration_intercept', 'against_rest', 'per_class', 'metric_set', 'resample_counts', 'expanded_levels',
+           'percentile_interval', 'logit_interval', 'bootstrap_ci', 'swap_patterns', 'PairedDifference', 'by_column',
+           'pooled', 'paired_difference', 'placements', 'delong', 'holm', 'malignancy_pairs', 'within_kind',
+           'sensitivity_at', 'specificity_at', 'malignancy_metrics', 'calibration_metrics', 'by_stratum']
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #64fc057f
 import warnings
@@ -225,6 +225,69 @@ def ece(
     if np.ndim(y) == 2: return _over_labels(ece, y, p, w, bins)
     n, right, conf = calibration_bins(y, p, w, bins)
     return abs(right-conf).sum(-1) / n.sum(-1)
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #8f28a49b
+def _log_odds(y, p, w):
+    "Labels, log-odds and weights of two classes; raises `ValueError` for more"
+    y, p, w = _check_simplex(y, p, w)
+    if p.shape[1] != 2: raise ValueError(f'a calibration slope needs two classes, here are {p.shape[1]}: see `against_rest`')
+    return y.astype(float), logit(np.clip(p[:,1], 1e-6, 1-1e-6)), np.atleast_2d(w)
+
+def _newton(y, z, w, slope, steps=200):
+    "Intercept and slope `(2,R)` that make `y` most likely for each row of `w`, nan where not found; the slope is 1 unless asked for"
+    m, s = (z.mean(), z.std() or 1.) if slope else (0., 1.)
+    x, ab = (z-m)/s, np.stack([np.zeros(len(w)), np.full(len(w), 0. if slope else 1.)])
+    for _ in range(steps):
+        q = expit(ab[0][:,None] + ab[1][:,None]*x); v, r = w*q*(1-q)+1e-300, w*(y-q)
+        g, h = (r.sum(1), r @ x), (v.sum(1), v @ x, v @ x**2)
+        det = h[0]*h[2] - h[1]**2
+        d = np.stack([h[2]*g[0]-h[1]*g[1], h[0]*g[1]-h[1]*g[0]])/np.where(det > 0, det, 1) if slope else np.stack([g[0]/h[0], 0*g[0]])
+        ab += (d := np.clip(d, -2, 2))
+        if abs(d).max() < 1e-9: break
+    return np.where(abs(d).max(0) < 1e-6, np.stack([ab[0]-ab[1]*m/s, ab[1]/s]), np.nan)
+
+def _overlap(y, z, w):
+    "For each row of `w`: do positives and negatives overlap in `z`? Otherwise no finite slope is the most likely one"
+    side = lambda c, f, far: f(np.where((w > 0) & (y == c), z, far), axis=1)
+    return (side(0, np.max, -np.inf) > side(1, np.min, np.inf)) & (side(1, np.max, -np.inf) > side(0, np.min, np.inf))
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #94d9a4e9
+def calibration_slope(
+    y,      # Class numbers 0 and 1 `(n,)`
+    p,      # Class probabilities `(n,2)`, or `(n,)` of class 1
+    w=None, # Weights `(…,n)`
+):          # Slope, 1 for honest log-odds: a float, or one for each row of weights `(…)`; nan where the classes do not overlap
+    """Slope of the truth on the log-odds of class 1, below 1 for a model that exaggerates
+
+    Cox 1958; Van Calster et al. 2019, BMC Medicine 17:230. Raises `ValueError` for other than two classes."""
+    y, z, v = _log_odds(y, p, w)
+    return np.where(_overlap(y, z, v), _newton(y, z, v, True)[1], np.nan).reshape(np.shape(w)[:-1])[()]
+
+def calibration_intercept(
+    y,      # Class numbers 0 and 1 `(n,)`
+    p,      # Class probabilities `(n,2)`, or `(n,)` of class 1
+    w=None, # Weights `(…,n)`
+):          # Shift in log-odds, 0 when class 1 is as frequent as expected: a float, or `(…)`; nan where a class is missing
+    """Calibration in the large: the shift of the log-odds that makes class 1 as frequent as it is, at a slope of 1
+
+    Cox 1958; Van Calster et al. 2019, BMC Medicine 17:230. Raises `ValueError` for other than two classes."""
+    y, z, v = _log_odds(y, p, w)
+    both = (v @ y > 0) & (v @ (1-y) > 0)
+    return np.where(both, _newton(y, z, v, False)[0], np.nan).reshape(np.shape(w)[:-1])[()]
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #08cc339d
+def against_rest(
+    metric,  # Function `(y,p,w)` of two classes
+    numbers, # Numbers of the classes that count as class 1
+):           # Function `(y,p,w)` of more classes
+    "The metric of some classes against all others, their probabilities added up"
+    numbers = list(numbers)
+    def rest(y, p, w=None):
+        y, p, w = _check(y, p, w)
+        one = p[:,numbers].sum(1)
+        return metric(np.isin(y, numbers).astype(int), np.stack([p.sum(1)-one, one], 1), w)
+    rest.__name__ = metric.__name__
+    return rest
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #6294bbd3
 def per_class(
@@ -523,6 +586,16 @@ def malignancy_metrics(
         of = dict(auc=macro_auc, accuracy=accuracy, sensitivity=sensitivity_at(specificity), specificity=specificity_at(sensitivity))
         d |= {f'{n}_{k}' if k else n: within_kind(f, *pair) for n,f in of.items() if k or n in ('sensitivity','specificity')}
     return d
+
+# %% ../../nbs/evaluate/40_metrics.ipynb #cf99a9ee
+def calibration_metrics(
+    classes,          # Names of the classes, in the order of the columns of the probabilities
+    multi:bool=False, # Several labels a lesion?
+)->dict:              # Functions `(y,p,w)` by name; empty where no one class is asked about
+    "Calibration slope and calibration in the large, of malignant against benign or of the second of two classes"
+    bad = sorted(m for _,m in malignancy_pairs(classes).values()) or ([1] if len(classes) == 2 else [])
+    if multi or not bad: return {}
+    return {f.__name__: against_rest(f, bad) for f in (calibration_slope, calibration_intercept)}
 
 # %% ../../nbs/evaluate/40_metrics.ipynb #f9cf9c48
 def by_stratum(

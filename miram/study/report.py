@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Fed', 'study_costs', 'study_figures', 'reference_of', 'split_counts', 'write_report', 'study_workers',
-           'study_executor', 'ask_external', 'external_rows', 'external_summary', 'write_study', 'cost_text',
-           'study_job']
+           'study_executor', 'ask_external', 'external_rows', 'external_floor_rows', 'external_figure',
+           'external_summary', 'external_figures', 'licence_lines', 'write_study', 'cost_text', 'study_job']
 
 # %% ../../nbs/study/78_report.ipynb #5694d85e
 import html, json, time, warnings
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, timm, torch
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,10 @@ from ..data.crops import CropCache, build_crops
 from ..data.labels import labelled, with_label
 from ..data.loaders import pretrain_dls
 from ..evaluate.duplicates import check_duplicates
-from ..evaluate.external import ExternalCrops, external_crops, external_table, probe_external, read_external
+from ..data.fetch import read_licence
+from ..evaluate.external import (ExternalCrops, external_crops, external_floors, external_table, floors_table, probe_external,
+                                    read_external)
+from ..evaluate.floors import FLOORS
 from ..evaluate.power import power_text
 from ..files import replacing
 from ..jobs import cores, process_pool
@@ -33,8 +36,8 @@ from .runs import _read, _result, read_result, run_encoder, run_folder, run_stud
 from .tables import Study, over_seeds, read_study, write_tables
 from ..train.distributed import join_processes, together
 from ..train.recipe import METHODS, recipe_model
-from ..viz.plot import (figure_png, html_figures, html_page, plot_cost, plot_intervals, plot_learning_curve, plot_losses, plot_parts,
-                            plot_reconstruction)
+from ..viz.plot import (figure_png, html_figures, html_page, plot_cost, plot_external, plot_intervals, plot_learning_curve, plot_losses,
+                            plot_parts, plot_reconstruction)
 
 # %% ../../nbs/study/78_report.ipynb #60846cb7
 class Fed(nn.Module):
@@ -153,12 +156,14 @@ def write_report(
     facts:dict,            # JSON values: protocol, hardware, versions
     malignancy:pd.DataFrame|None=None, # From `Study.malignancy`
     external:dict|None=None, # From `external_summary`, by the name of the set
+    licences:tuple=(),     # From `licence_lines`
 )->Path:                   # `path`
     "A self-contained HTML page of a study"
     tab = lambda d: d.to_html(border=0, na_rep='')
     more = '' if malignancy is None else f'<h2>Malignant or benign</h2>{tab(malignancy)}{_MALIGNANCY}'
     more += ''.join(f'<h2>External test: {html.escape(k)}</h2>{tab(d)}' for k,d in (external or {}).items())
     if external: more += _EXTERNAL
+    if licences: more += '<h2>Licences</h2><ul>'+''.join(f'<li>{html.escape(l)}</li>' for l in licences)+'</ul>'
     body = _INTRO.format(table=tab(table), counts=tab(counts), figures=html_figures(figures), malignancy=more,
                          facts=html.escape(json.dumps(facts, indent=1)))
     with replacing(path) as f: f.write_text(html_page(title, body), encoding='utf-8')
@@ -231,22 +236,79 @@ def external_rows(
                                    partial(over_seeds, n_seeds=len(seeds))).assign(method=m))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
+# %% ../../nbs/study/78_report.ipynb #721db884
+def external_floor_rows(
+    study:Study,       # A finished study
+    cache:CropCache,   # Its crops
+    ext:ExternalCrops, # Crops of the external set
+    share:float=.3,    # Share of the external patients to recalibrate on
+)->pd.DataFrame:       # Rows of `external_table` with `method`, the name of the floor
+    "What an external set says of the floors that have something to say of the task"
+    low = external_floors(cache, [ext], study.task, img_size=study.plan.recipe.img_size, folder=study.out/'features')
+    return floors_table(low, (cache.table, ext.table), share, 0, study.plan.n_boot, study.metrics)
+
+def external_figure(
+    rows:pd.DataFrame, # From `external_rows` and `external_floor_rows`
+    title:str='',      # Above it
+):                     # A figure
+    "AUC of every method inside, outside and the drop, with the floors as lines"
+    whole = rows[(rows.stratum=='all') & (rows.patients=='all') & (rows.metric=='macro_auc')]
+    line = whole.method.isin(FLOORS.values())
+    return plot_external(whole[~line], title, whole[line])
+
+
 # %% ../../nbs/study/78_report.ipynb #4b6843b9
 def external_summary(
-    rows:pd.DataFrame, # From `external_rows`
-)->pd.DataFrame:       # Text cells, index `method`
-    "AUC and calibration error inside, outside and the drop of every method; and calibration before and after, on the other patients"
+    rows:pd.DataFrame, # From `external_rows` and `external_floor_rows`
+)->pd.DataFrame:       # Text cells, index `method`, floors first
+    "AUC and calibration error inside, outside and the drop, slope and calibration in the large outside; and before and after recalibration"
     whole = rows[rows.stratum=='all'].set_index(['method','patients','probabilities','metric'])
     def cell(m, k, side, who='all', how='as they are'):
         if (m,who,how,k) not in whole.index: return ''
         v = whole.loc[(m,who,how,k), [side, *(('low','high') if side=='drop' else (f'{side}_low',f'{side}_high'))]]
         return '' if v.isna().any() else '{:.3f} [{:.3f}, {:.3f}]'.format(*v)
+    if 'row' in rows: rows = rows.sort_values('row', kind='stable')
     names = dict.fromkeys(rows.method)
     cols = {f'{text} {word}': [cell(m, k, s) for m in names] for k,text in (('macro_auc','AUC'), ('ece','calibration error'))
             for s,word in (('internal','inside'), ('external','outside'), ('drop','drop'))}
     cols |= {f'calibration error outside, other patients{end}': [cell(m, 'ece', 'external', 'others', how) for m in names]
              for how,end in (('as they are',''), ('recalibrated',', recalibrated'))}
+    cols |= {f'calibration {text} outside': [cell(m, f'calibration_{k}', 'external') for m in names]
+             for k,text in (('slope','slope'), ('intercept','in the large'))}
+    if 'row' in rows: cols = dict(row=list(rows.drop_duplicates('method').row)) | cols
     return pd.DataFrame(cols, index=pd.Index(names, name='method'))
+
+# %% ../../nbs/study/78_report.ipynb #20f0332b
+def external_figures(
+    out:str|Path, # Results folder
+    studies:dict, # From `read_study`
+    exts:dict,    # External sets by name, whose tables are written
+)->dict:          # Figures by file name
+    "The picture of each external table of a study"
+    files = {f'{t}-{p}-external-{k}': Path(out)/f'tables/{t}-{p}-external-{k}-all.csv' for t,p in studies for k in exts}
+    read = lambda f: pd.read_csv(f, keep_default_na=False, na_values=[''])
+    title = '{}: 95 % intervals by patient, floors as they are outside'
+    return {k: external_figure(read(f), title.format(k)) for k,f in files.items() if f.exists()}
+
+def licence_lines(
+    plan:StudyPlan,    # What is run
+    cbis=None,         # CBIS-DDSM folder
+    images=None,       # Or a folder of images
+    external=(),       # Pairs of a lesion table and the folder of its images
+)->list:               # Sentences
+    "On what terms the weights and the images of a study may be used, as far as it is known"
+    lines = []
+    for m,e in plan.methods.items():
+        r = plan.recipe_of(m); source = str(e.get('frozen') or r and r.init or 'random')
+        if source=='random': continue
+        known = timm.get_pretrained_cfg(source[5:]) if source.startswith('timm:') else None
+        lines.append(f'{m}: weights of {source}, licence {e.get("licence") or getattr(known, "license", None) or "not known"}')
+    data = {Path(c).stem: read_licence(d) for c,d in external}
+    if images: data = {str(images): read_licence(images)} | data
+    if cbis: data = {f'CBIS-DDSM in {cbis}': read_licence(cbis) or 'CC BY 3.0'} | data
+    if not cbis and not images: lines.append('images of the phantom: drawn by miram, free of any')
+    hint = 'not known; a file LICENCE.txt beside the images would tell'
+    return lines + [f'images {k}: licence {v or hint}' for k,v in data.items()]
 
 # %% ../../nbs/study/78_report.ipynb #fa37b09f
 def write_study(
@@ -259,6 +321,7 @@ def write_study(
     facts:dict|None=None, # More for the page, JSON values
     exts:dict|None=None,  # `ExternalCrops` by name, which `ask_external` has asked about
     share:float=.3,       # Share of the external patients to recalibrate on
+    licences:tuple=(),    # From `licence_lines`
 )->dict:             # The tables, by task and probe
     "Tables of every task and probe (txt, csv, md, tex) with floors, intervals, figures, learning curves if asked for, and `report.html`"
     write_floors(plan, cache, out)
@@ -275,17 +338,20 @@ def write_study(
     for k,d in dict(learning_curves=learn, attention_cost=chart).items():
         if d is None: continue
         with replacing(out/f'{k}.csv') as f: d.to_csv(f, index=False)
-    figs = study_figures(studies, cache, learn, chart)
+    figs = study_figures(studies, cache, learn, chart) | external_figures(out, studies, exts or {})
+    with replacing(out/'licences.txt') as f: f.write_text('\n'.join([*licences, '']), encoding='utf-8')
     for k,f in figs.items():
         with replacing(out/'figures'/f'{k}.png') as path: path.write_bytes(figure_png(f))
     told = json.loads((out/'manifest.json').read_text()) | dict(processor=hardware('cpu')) | (facts or {})
     write_report(out/'report.html', 'miram: what pretraining is worth', tables[main],
-                 split_counts(with_label(cache.table, main[0]), main[0]), figs, told, studies[main].malignancy(), elsewhere[main])
+                 split_counts(with_label(cache.table, main[0]), main[0]), figs, told, studies[main].malignancy(), elsewhere[main], licences)
     return tables
 
 def _write_external(s, cache, stem, exts, share):
     "The tables of the external sets, by name; all that was found stands beside each as csv"
     rows = {k: r for k,e in exts.items() if len(r := external_rows(s, cache.table, k, e, share))}
+    kind = lambda r: r.assign(row=['floor' if s.is_floor(m) else 'method' for m in r.method])
+    rows = {k: kind(pd.concat([external_floor_rows(s, cache, exts[k], share), r], ignore_index=True)) for k,r in rows.items()}
     for k,r in rows.items():
         write_tables(external_summary(r), f'{stem}-external-{k}')
         with replacing(f'{stem}-external-{k}-all.csv') as f: r.to_csv(f, index=False)
@@ -319,7 +385,8 @@ def _study_crops(plan, table, root, out, sets, duplicates, say, **how):
     size = 2*plan.recipe.img_size
     say(f'[2/5] crops of {len(table)} lesions, {size}×{size} pixels')
     cache = build_crops(table, root, out/'crops', crop_size=size, context=plan.context, level=plan.level, **how)
-    for s in sets: external_crops(s.table, s.images, cache, out/'external'/s.name/'crops', root if duplicates else None, s.name, **how)
+    films = dict(internal_images=root if duplicates else None, films=out/'films')
+    for s in sets: external_crops(s.table, s.images, cache, out/'external'/s.name/'crops', name=s.name, **films, **how)
     return cache.path
 
 # %% ../../nbs/study/78_report.ipynb #fd0351fe
@@ -338,14 +405,14 @@ def study_job(
     say=print,              # Called with each line that tells what is being done
     overwrite:bool=False,   # Replace crops in the results folder that were cut otherwise?
     follow_links:bool=False, # May links among the images lead out of their folder?
-    duplicates:bool=False,  # Look for training films that stand under another name in the test part, or in an external set?
+    duplicates:bool|None=None, # Look for films under two names, in training and in the test part or an external set? `None` for real ones
     external:list=(),       # External sets: pairs of a lesion table (csv) and the folder of its images
     share:float=.3,         # Share of the external patients to recalibrate on; 0 for none
     **kwargs                # Passed to `run_pretraining`
 )->dict|None:               # Tables by task and probe; `None` when dry, and in all but the first of several processes
     """Lesions → crops → runs → costs → tables, figures and report
 
-    Raises `LeakError` when a film is trained and tested on, by name or, if `duplicates`, by what it shows."""
+    Raises `LeakError` when a film is trained and tested on, by name or by what it shows."""
     out,start = Path(out),time.perf_counter()
     join_processes(kwargs.get('device'))
     def crops():
@@ -356,13 +423,15 @@ def study_job(
         if dry is not None: say(cost_text(plan, table, getattr(executor, '_max_workers', 1)))
         check_plan(plan, table, None if dry else out)
         if dry: say(power_text(table, plan.label))
-        if duplicates: check_duplicates(table, root)
-        if not dry: return _study_crops(plan, table, root, out, sets, duplicates, say, overwrite=overwrite, follow_links=follow_links)
+        real,how = (lesions or cbis) and not dry,dict(overwrite=overwrite, follow_links=follow_links)
+        if duplicates or duplicates is None and real: check_duplicates(table, root, folder=None if dry else out/'films')
+        if not dry: return _study_crops(plan, table, root, out, sets, duplicates is not False, say, **how)
     path = together(crops)
     if path is None: return
     cache = CropCache(path)
     exts = {k: ExternalCrops(out/'external'/k/'crops', cache.mean, cache.std) for k in (Path(c).stem for c,_ in external)}
-    data = dict(lesions=str(cbis or lesions or f'phantom of {patients} patients'), data_seed=data_seed)
+    data = dict(lesions=str(cbis or lesions or f'phantom of {patients} patients'), data_seed=data_seed,
+                licences=licence_lines(plan, cbis, images, external))
     return _train_and_tell(plan, cache, out, executor, curves, chart, say, start, data, kwargs, exts, share)
 
 # %% ../../nbs/study/78_report.ipynb #e1778254
@@ -382,5 +451,6 @@ def _train_and_tell(plan, cache, out, executor, curves, chart, say, start, data,
         measured = attention_cost(attention_names(), [64,256,1024], dim=r.dec_dim, heads=r.dec_heads, rounds=3) if chart else None
         say('[5/5] intervals, comparisons, pictures and report')
         facts = dict(data=data, seconds=round(time.perf_counter()-start), rejects=len(cache.rejects), date=time.strftime('%Y-%m-%d'))
-        return write_study(plan, cache, out, costs, curves, measured, facts, exts, share)
+        for line in data['licences']: say(line)
+        return write_study(plan, cache, out, costs, curves, measured, facts, exts, share, tuple(data['licences']))
     return together(finish)

@@ -174,22 +174,22 @@ def occlusion_map(
 # %% ../../nbs/viz/51_interpret.ipynb #bac243e8
 def plot_maps(
     image:Tensor,      # Image `(C,H,W)`
-    attention:Tensor,  # Rollout `(rows,cols)`
+    attention:Tensor|None, # Rollout `(rows,cols)`; `None` for a network that has none, whose panel is left out
     occlusion:Tensor,  # From `occlusion_map` `(rows,cols)`
     name:str='',       # Class whose probability falls
     title:str='',      # Above all panels
     box:tuple|None=None, # Lesion `(x,y,w,h)` in pixels of `image`, to be outlined
 )->Figure:
     "The lesion, where the encoder looks, and what the probability of a class rests on"
-    fig,axs = canvas(1, 3, 2.2, 2.4)
+    fig,axs = canvas(1, 3 if attention is not None else 2, 2.2, 2.4)
     axs[0,0].imshow(image.detach().float().cpu().mean(0), cmap='gray')
     axs[0,0].set(xticks=[], yticks=[]); axs[0,0].set_title('lesion', fontsize=8)
     if box is not None:
         for ax in axs.flat: ax.add_patch(Rectangle(box[:2], *box[2:], fill=False, ec='#39d0c0', lw=1))
-    draw_map(axs[0,1], image, attention, title='attention rollout')
+    if attention is not None: draw_map(axs[0,1], image, attention, title='attention rollout')
     top = max(occlusion.abs().max().item(), 1e-6)
-    draw_map(axs[0,2], image, occlusion, (-top,top), 'RdBu_r', f'fall of p({name}) when hidden')
-    cb = fig.colorbar(axs[0,2].images[1], ax=axs[0,2], shrink=.8); cb.ax.tick_params(labelsize=7)
+    draw_map(axs[0,-1], image, occlusion, (-top,top), 'RdBu_r', f'fall of p({name}) when hidden')
+    cb = fig.colorbar(axs[0,-1].images[1], ax=axs[0,-1], shrink=.8); cb.ax.tick_params(labelsize=7)
     fig.suptitle(title, fontsize=8)
     return fig
 
@@ -319,13 +319,14 @@ def prediction_maps(
     p:Prediction,         # What it said
     title:str='',         # Above the panels
 ):                        # A figure
-    "Attention rollout and occlusion of the most probable class over the crop of a lesion"
-    c = int(p.probs.argmax())
-    occ = occlusion_map(lambda v: clf.probs(v)[:,c], p.x, clf.encoder.patch_size)
-    s,(w,h) = clf.crop,p.box[2:]
+    "Attention rollout, of an encoder of miram's, and occlusion of the most probable class over the crop of a lesion"
+    c,s,(w,h),other = int(p.probs.argmax()),clf.crop,p.box[2:],isinstance(clf.encoder, Backbone)
+    rows = max(k for k in range(1, 17) if s['crop_size']%k==0)
+    patch,fill = (s['crop_size']//rows, clf.pixels['mean']) if other else (clf.encoder.patch_size, 0.)
+    occ = occlusion_map(lambda v: clf.probs(v)[:,c], p.x, patch, fill)
     k = s['crop_size']/(max(w,h)*s['context'])
     box = ((s['crop_size']-w*k)/2, (s['crop_size']-h*k)/2, w*k, h*k)
-    att = lesion_attention(clf.encoder, p.x, pool=clf.pool)[0]
+    att = None if other else lesion_attention(clf.encoder, p.x, pool=clf.pool)[0]
     return plot_maps(torch.from_numpy(p.crop/65535.)[None], att, occ, clf.classes[c], title, box)
 
 def map_path(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['method_colour', 'canvas', 'figure_png', 'figure_base64', 'small_pictures', 'spread_visible', 'unnormalise',
            'reconstruct', 'hide', 'reconstructions', 'plot_images', 'plot_reconstruction', 'plot_losses', 'plot_cost',
-           'plot_intervals', 'plot_parts', 'Curve', 'roc_band', 'pr_band', 'plot_curves', 'reliability',
-           'plot_reliability', 'plot_learning_curve', 'html_page', 'html_figures']
+           'plot_intervals', 'plot_external', 'plot_parts', 'Curve', 'roc_band', 'pr_band', 'plot_curves',
+           'reliability', 'plot_reliability', 'plot_learning_curve', 'html_page', 'html_figures']
 
 # %% ../../nbs/viz/50_plot.ipynb #9045eafb
 import base64, html, io
@@ -286,6 +286,39 @@ def _floor_lines(ax, r):
         if np.isnan(v['value']): continue
         ax.axvspan(v['low'], v['high'], color=colour, alpha=.06, lw=0, zorder=0)
         ax.axvline(v['value'], color=colour, ls=ls, lw=1, alpha=.8, zorder=1, label=v['method'])
+
+# %% ../../nbs/viz/50_plot.ipynb #a67dbe43
+_PAIR = ['method', *(s+e for s in ('internal','external') for e in ('','_low','_high')), 'drop', 'low', 'high']
+
+def plot_external(
+    results:pd.DataFrame,      # A row a method, as a metric's rows of `external_table`: `method internal … external … drop low high`
+    title:str='',              # Above both panels
+    floors:pd.DataFrame|None=None, # Rows as those of `results`, drawn as lines at what they score outside
+    metric:str='AUC',          # What the values are
+)->Figure:
+    "Dumbbells of a metric inside and outside with their intervals, and the drop; raises `ValueError` for a missing column"
+    for r in (results, *([] if floors is None else [floors])):
+        if missing := sorted(set(_PAIR)-set(r.columns)): raise ValueError(f'the results lack {missing}; they have {list(r.columns)}')
+    fig,axs = canvas(1, 2, 3.1, 1.2+.36*len(results)); a,b = axs[0]
+    for y,(_,v) in enumerate(results.iterrows()): _dumbbell(a, y, v)
+    part = lambda d, *k: d.rename(columns=dict(zip(k, ('value','low','high'))))[['method','value','low','high']]
+    _forest(b, part(results.drop(columns='value', errors='ignore'), 'drop', 'low', 'high').set_index('method'), f'drop in {metric}', None)
+    b.axvline(0, color='#7b8794', ls=':', lw=1, label='_'); b.set_yticklabels([])
+    if floors is not None and len(floors):
+        _floor_lines(a, part(floors[['method', *_PAIR[4:7]]], *_PAIR[4:7])); _floor_lines(b, part(floors, 'drop', 'low', 'high'))
+        _legend(fig, axs)
+    a.set(yticks=range(len(results)), yticklabels=results['method'], ylim=(len(results)-.5, -.5))
+    a.set_title(f'{metric} inside ● and outside ○', fontsize=9); a.tick_params(labelsize=8); a.grid(axis='x', alpha=.25)
+    fig.suptitle(title, fontsize=9)
+    return fig
+
+def _dumbbell(ax, y, v):
+    "Two values of a method with their intervals, one above the other, joined by a line"
+    colour,at = method_colour(v['method']),dict(internal=y-.16, external=y+.16)
+    ax.plot([v['internal'], v['external']], list(at.values()), color=colour, lw=.8, ls=':')
+    for s,h in at.items():
+        ax.plot([v[f'{s}_low'], v[f'{s}_high']], [h, h], color=colour, lw=2.2, alpha=.55 if s=='internal' else .3, solid_capstyle='butt')
+        ax.plot(v[s], h, 'o', ms=5, color=colour, mfc=colour if s=='internal' else 'white')
 
 # %% ../../nbs/viz/50_plot.ipynb #aa11b8bc
 def plot_parts(
