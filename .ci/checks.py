@@ -97,11 +97,18 @@ def line_length():
     wrong += [f'{where}: {len(o)} columns: {o[:60]}…' for where, lines in code for o in lines if len(o) > 140]
     none(wrong, 'too long:')
 
+FENCED = re.compile(r'^( *)(`{3,}|~{3,}).*?^\1\2[^\n]*$', re.M | re.S)
+
 @check
 def notebook_form():
-    "The title stands alone in its cell, and so do imports: the documentation build runs cells with imports, and only those"
+    """The title stands alone in its cell, and so do imports: the documentation build runs cells with imports, and only those. No cell is
+    empty, and none holds what Jupyter shows as it is written: Quarto's fenced divs, or the marks between the cells of a script"""
     wrong = []
     for f, i, c, src in cells():
+        if not src.strip(): wrong.append(f'{f} [{i}]: an empty cell')
+        if c['cell_type'] == 'markdown' and re.search(r'^:::', FENCED.sub('', src), re.M):
+            wrong.append(f"{f} [{i}]: Jupyter shows ':::' as text: write a callout as a quotation that begins with a bold title")
+        if m := re.search(r'^(#\s*)?%%%%|^# %%', src, re.M): wrong.append(f'{f} [{i}]: two cells in one, at {m[0]!r}')
         if i == 0 and not re.fullmatch(r'# [^\n]+\n+> [^\n]+\s*', src): wrong.append(f'{f} [0]: not a title and a subtitle alone')
         if c['cell_type'] != 'code' or re.search(r'^#\s*\|\s*(export|default_exp)|nbdev_export\(|^\s*[%!]', src, re.M): continue
         try: nodes = list(ast.walk(ast.parse(src)))
@@ -327,7 +334,7 @@ def main():
             state, remark = one(f)
             count[state] += 1
             brief = f' ({remark})' if remark and state != 'FAILED' else ''
-            print(f'{state:6} {time.time() - start:6.1f} s  {f.__name__}: {f.__doc__}{brief}', flush=True)
+            print(f'{state:6} {time.time() - start:6.1f} s  {f.__name__}: {" ".join(f.__doc__.split())}{brief}', flush=True)
             if state == 'FAILED': print(remark, flush=True)
     skipped = f', {count["skip"]} skipped' if count['skip'] else ''
     print(f'checks: {count["ok"]} passed, {count["FAILED"]} failed{skipped}')

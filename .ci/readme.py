@@ -2,8 +2,8 @@
 
     python .ci/readme.py [--check]
 
-Quarto is not needed. Hidden cells go, callouts become GitHub's alerts, names in backticks link to the notebook that defines them, and
-links and pictures are turned from the notebook's folder to this one; one that leads nowhere is an error.
+Quarto is not needed. Hidden cells go, names in backticks link to the notebook that defines them, and links and pictures are turned from the
+notebook's folder to this one; one that leads nowhere is an error.
 """
 import argparse, ast, base64, difflib, re, sys
 
@@ -47,15 +47,6 @@ def doclinks(text, syms):
         return f'[`{m[1]}`]({nb})' if nb else m[0]
     return '\n'.join(o if o.startswith('#') else re.sub(r'(?<![\[`])`([\w.]+(?:\(\))?)`(?![\]`])', one, o) for o in text.split('\n'))
 
-def callouts(text):
-    "Quarto's callouts as GitHub's alerts; other fenced divs lose their fences"
-    def one(m):
-        title, body = re.match(r'(?:#+ ([^\n]+)\n+)?(.*)', m[2].strip(), re.S).groups()
-        lines = ([f'**{title}**', ''] if title else []) + body.split('\n')
-        return '\n'.join([f'> [!{m[1].upper()}]'] + [f'> {o}'.rstrip() for o in lines])
-    text = re.sub(r'^:::+ *\{\.callout-(note|tip|warning|caution|important)[^}]*\}\n(.*?)^:::+$', one, text, flags=re.M | re.S)
-    return re.sub(r'^:::+.*\n?', '', text, flags=re.M)
-
 def relink(text):
     "Turn links and pictures from the folder `nbs` to this one; drop Quarto's attributes"
     def target(t):
@@ -69,7 +60,7 @@ def relink(text):
 
 def prose(src, syms):
     "A markdown cell, as it is to stand in the README"
-    return outside_code(lambda t: relink(doclinks(callouts(t), syms)), src)
+    return outside_code(lambda t: relink(doclinks(t, syms)), src)
 
 def output(o, name, pictures, syms):
     "One output of a cell; pictures are put into the dict `pictures`"
