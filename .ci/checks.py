@@ -9,6 +9,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import yaml
+
+import doc_checks
 from common import ROOT, copy_tree, run, tally
 
 BIN, TMP = Path(sys.executable).parent, Path(tempfile.gettempdir())
@@ -191,16 +194,46 @@ def docs_links():
     assert not left, f'a Markdown link is left as text in {", ".join(left)}: write the `name` without a link around it'
     return run(BIN/'smalldocs', 'check', site()).strip()
 
-PROBE = '''<script>addEventListener("load", () => {
-  const broken = [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.getAttribute("src"));
-  document.documentElement.setAttribute("data-broken", JSON.stringify(broken)); });</script>'''
+def docs_check(f):
+    "Make a check of what must not be on the rendered pages"
+    @functools.wraps(f)
+    def inner(): none(list(f(site()/'_docs')), 'on the pages:')
+    inner.__name__, inner.__doc__ = f'docs_{f.__name__}', f'There are no {f.__doc__[0].lower()}{f.__doc__[1:]}'
+    return check(inner)
+
+for f in doc_checks.ALL: docs_check(f)
+
+MEASURE = '''<!doctype html><title>measured</title><body><script>
+async function look(page, width) {
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `width:${width}px;height:800px;border:0`;
+  frame.src = page;
+  await new Promise(ok => { frame.onload = ok; document.body.append(frame); });
+  const doc = frame.contentDocument;
+  for (const o of doc.images) { o.loading = "eager"; try { await o.decode(); } catch (e) {} }
+  const broken = [...doc.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.getAttribute("src").slice(0, 80));
+  const scrolls = o => o && o !== doc.body && (/auto|scroll/.test(getComputedStyle(o).overflowX) || scrolls(o.parentElement));
+  const out = o => o.getBoundingClientRect().right > width + 1 && !scrolls(o.parentElement);
+  const wide = [...doc.querySelectorAll("header *, main, main *, footer *")].filter(out)
+    .map(o => o.tagName + " " + o.className + ": " + o.textContent.trim().slice(0, 60));
+  const res = { title: doc.title, broken, wide: wide.slice(0, 3) };
+  frame.remove();
+  return res;
+}
+(async () => {
+  const res = {};
+  for (const page of PAGES) for (const width of [390, 1400]) res[page + " at " + width] = await look(page, width);
+  document.documentElement.setAttribute("data-measured", JSON.stringify(res));
+})();
+</script></body>'''
 
 class Pages(SimpleHTTPRequestHandler):
-    "The site, each page with a script that reports pictures that did not load"
+    "The site, and a page that opens all others at two widths and tells what it saw"
     def do_GET(self):
-        f = Path(self.translate_path(self.path))
-        if f.suffix != '.html' or not f.exists(): return super().do_GET()
-        body = f.read_text(encoding='utf-8').replace(' loading="lazy"', '').replace('</body>', PROBE + '</body>').encode()
+        if self.path != '/measure': return super().do_GET()
+        top = Path(self.directory)
+        names = sorted(f.relative_to(top).as_posix() for f in top.rglob('*.html') if f.name != '404.html')
+        body = MEASURE.replace('PAGES', json.dumps(names)).encode()
         self.send_response(200)
         self.send_header('Content-Type', 'text/html; charset=utf-8')
         self.send_header('Content-Length', str(len(body)))
@@ -208,34 +241,35 @@ class Pages(SimpleHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *args): pass
 
-def open_page(browser, url, profile):
-    "Title and broken pictures of the page at `url`, as the browser sees it"
+def measure(browser, url, profile):
+    "Page and width → title, broken pictures and what is wider than the page, as the browser sees the site at `url`"
     dom = run(browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
               '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', f'--user-data-dir={profile}',
-              '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--virtual-time-budget=20000', '--dump-dom', url, timeout=120)
-    title, broken = re.search(r'<title>(.*?)</title>', dom, re.S), re.search(r'data-broken="([^"]*)"', dom)
-    assert title and broken, f'{url} did not load:\n{dom[-2000:]}'
-    return html.unescape(title[1]), json.loads(html.unescape(broken[1]))
+              '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--window-size=1500,900', '--hide-scrollbars', '--virtual-time-budget=900000',
+              '--dump-dom', f'{url}/measure', timeout=600)
+    found = re.search(r'data-measured="([^"]*)"', dom)
+    assert found, f'the pages did not load:\n{dom[-2000:]}'
+    return json.loads(html.unescape(found[1]))
 
 @check
 def docs_in_browser():
-    "A browser opens the landing page and two others, finds their titles, and every picture loads"
+    "A browser opens every page as a phone and a screen show it, finds its title, every picture loads, and nothing is wider than 390 pixels"
     browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
     if not browser: raise Skip('no Chromium is installed')
-    out = site()/'_docs'
+    out, wrong = site()/'_docs', []
     server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Pages, directory=str(out)))
     Thread(target=server.serve_forever, daemon=True).start()
-    titles = {}
-    try:
-        for page in ['index.html', 'patches.html', 'models/miram.html']:
-            title, broken = open_page(browser, f'http://127.0.0.1:{server.server_port}/{page}', TMP/'browser')
-            nb = json.loads((site()/page).with_suffix('.ipynb').read_text())
-            want = re.search(r'^title: *(.+)$', ''.join(nb['cells'][0]['source']), re.M)[1].strip('\'"')
-            assert want in title, f'{page}: the title is {title!r}, not {want!r}'
-            assert not broken, f'{page}: pictures that do not load: {broken}'
-            titles[page] = title
+    try: seen = measure(browser, f'http://127.0.0.1:{server.server_port}', TMP/'browser')
     finally: server.shutdown()
-    return ', '.join(titles.values())
+    for name, o in seen.items():
+        page, width = name.split(' at ')
+        nb = json.loads((site()/page).with_suffix('.ipynb').read_text(encoding='utf-8'))
+        want = yaml.safe_load(''.join(nb['cells'][0]['source']).strip().strip('-'))['title']
+        if want not in o['title']: wrong.append(f'{page}: the title is {o["title"]!r}, not {want!r}')
+        if o['broken']: wrong.append(f'{page}: pictures that do not load: {o["broken"]}')
+        if o['wide']: wrong.append(f'{page}: wider than {width} pixels: {o["wide"]}')
+    none(wrong, 'as the browser shows them:')
+    return f'{len(seen)} views'
 
 @once
 def wheel():
