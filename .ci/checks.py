@@ -203,37 +203,13 @@ def docs_check(f):
 
 for f in doc_checks.ALL: docs_check(f)
 
-MEASURE = '''<!doctype html><title>measured</title><body><script>
-async function look(page, width) {
-  const frame = document.createElement("iframe");
-  frame.style.cssText = `width:${width}px;height:800px;border:0`;
-  frame.src = page;
-  await new Promise(ok => { frame.onload = ok; document.body.append(frame); });
-  const doc = frame.contentDocument;
-  for (const o of doc.images) { o.loading = "eager"; try { await o.decode(); } catch (e) {} }
-  const broken = [...doc.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.getAttribute("src").slice(0, 80));
-  const scrolls = o => o && o !== doc.body && (/auto|scroll/.test(getComputedStyle(o).overflowX) || scrolls(o.parentElement));
-  const out = o => o.getBoundingClientRect().right > width + 1 && !scrolls(o.parentElement);
-  const wide = [...doc.querySelectorAll("header *, main, main *, footer *")].filter(out)
-    .map(o => o.tagName + " " + o.className + ": " + o.textContent.trim().slice(0, 60));
-  const res = { title: doc.title, broken, wide: wide.slice(0, 3) };
-  frame.remove();
-  return res;
-}
-(async () => {
-  const res = {};
-  for (const page of PAGES) for (const width of [390, 1400]) res[page + " at " + width] = await look(page, width);
-  document.documentElement.setAttribute("data-measured", JSON.stringify(res));
-})();
-</script></body>'''
-
 class Pages(SimpleHTTPRequestHandler):
     "The site, and a page that opens all others at two widths and tells what it saw"
     def do_GET(self):
         if self.path != '/measure': return super().do_GET()
         top = Path(self.directory)
         names = sorted(f.relative_to(top).as_posix() for f in top.rglob('*.html') if f.name != '404.html')
-        body = MEASURE.replace('PAGES', json.dumps(names)).encode()
+        body = (ROOT/'.ci'/'measure.html').read_text(encoding='utf-8').replace('PAGES', json.dumps(names)).encode()
         self.send_response(200)
         self.send_header('Content-Type', 'text/html; charset=utf-8')
         self.send_header('Content-Length', str(len(body)))
@@ -245,15 +221,18 @@ def measure(browser, url, profile):
     "Page and width → title, broken pictures and what is wider than the page, as the browser sees the site at `url`"
     dom = run(browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
               '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', f'--user-data-dir={profile}',
-              '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--window-size=1500,900', '--hide-scrollbars', '--virtual-time-budget=900000',
-              '--dump-dom', f'{url}/measure', timeout=600)
+              '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--window-size=1500,900', '--hide-scrollbars',
+              '--virtual-time-budget=900000', '--dump-dom', f'{url}/measure', timeout=600)
     found = re.search(r'data-measured="([^"]*)"', dom)
     assert found, f'the pages did not load:\n{dom[-2000:]}'
-    return json.loads(html.unescape(found[1]))
+    res = json.loads(html.unescape(found[1]))
+    assert 'error' not in res, res['error']
+    return res
 
 @check
 def docs_in_browser():
-    "A browser opens every page as a phone and a screen show it, finds its title, every picture loads, and nothing is wider than 390 pixels"
+    """A browser opens every page as a phone and a screen show it, finds its title, every picture loads, nothing is wider than the
+    page, and what the search finds can be read, light and dark"""
     browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
     if not browser: raise Skip('no Chromium is installed')
     out, wrong = site()/'_docs', []
@@ -261,6 +240,9 @@ def docs_in_browser():
     Thread(target=server.serve_forever, daemon=True).start()
     try: seen = measure(browser, f'http://127.0.0.1:{server.server_port}', TMP/'browser')
     finally: server.shutdown()
+    for scheme, o in seen.pop('search').items():
+        if not o['found']: wrong.append(f'index.html, {scheme}: the search finds nothing')
+        if o['faint']: wrong.append(f'index.html, {scheme}: text with too little contrast: {o["faint"]}')
     for name, o in seen.items():
         page, width = name.split(' at ')
         nb = json.loads((site()/page).with_suffix('.ipynb').read_text(encoding='utf-8'))
