@@ -4,12 +4,16 @@
 
 A check is a function: it returns a remark, raises `Skip` where it cannot run, and fails by any other exception.
 """
-import ast, difflib, functools, html, json, os, re, shutil, subprocess, sys, tempfile, time
+import ast, difflib, functools, html, json, os, re, runpy, shutil, subprocess, sys, tempfile, time
+from configparser import ConfigParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import yaml
+
+try: import tomllib
+except ImportError: import tomli as tomllib  # before Python 3.11
 
 import doc_checks
 from common import ROOT, copy_tree, run, tally
@@ -81,6 +85,27 @@ def export_in_sync():
     same(texts(ROOT, *files), texts(tree, *files), "miram/ is not what the notebooks export: 'make export'")
 
 @check
+def export_by_nbdev_3():
+    "nbdev 3, which reads pyproject.toml, exports the same modules and the same index of names"
+    ini, toml = ConfigParser(delimiters=['=']), tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['tool']['nbdev']
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    wrong = [f'{k}: {v} in pyproject.toml, {ini["DEFAULT"][k]} in settings.ini' for k, v in toml.items()
+             if k in ini['DEFAULT'] and str(v) != ini['DEFAULT'][k]]
+    none(wrong, 'settings that differ:')
+    env, tree = TMP/'nbdev3', copy_tree(TMP/'export3')
+    run(BIN/'uv', 'venv', '--python', sys.executable, env)
+    run(BIN/'uv', 'pip', 'install', '--python', env/'bin'/'python', 'nbdev>=3,<4')
+    was = {f: text for f, text in texts(ROOT, 'miram/**/*.py').items()}
+    for f in was: (tree/f).write_text('' if f != 'miram/__init__.py' else was[f], encoding='utf-8')
+    run(env/'bin'/'nbdev-export', cwd=tree, env={'PYTHONPATH': str(tree)})
+    new = texts(tree, 'miram/**/*.py')
+    index = [runpy.run_path(str(top/'miram'/'_modidx.py'))['d']['syms'] for top in (ROOT, tree)]
+    assert index[0] == index[1], 'nbdev 3 indexes other names'
+    for o in (was, new): o.pop('miram/_modidx.py')
+    same(was, new, 'nbdev 3 exports something else')
+    return run(env/'bin'/'python', '-c', 'import importlib.metadata as m; print("nbdev", m.version("nbdev"))').strip()
+
+@check
 def readme_in_sync():
     "README.md is what nbs/index.ipynb gives"
     return run(sys.executable, ROOT/'.ci'/'readme.py', '--check').strip()
@@ -89,6 +114,11 @@ def readme_in_sync():
 def pyflakes():
     "pyflakes has nothing to say about miram/ and .ci/"
     run(sys.executable, '-m', 'pyflakes', 'miram', '.ci')
+
+@check
+def ruff():
+    "ruff, with the rules of pyproject.toml, has nothing to say about miram/ and .ci/"
+    run(BIN/'ruff', 'check', '--no-cache', '--output-format', 'concise')
 
 @check
 def line_length():
@@ -263,10 +293,10 @@ def wheel():
 
 @check
 def wheel_built():
-    "Source distribution and wheel build, and hold every module and plan"
+    "Source distribution and wheel build, and hold every module and plan, and the mark that says that they are typed"
     from zipfile import ZipFile
     names = set(ZipFile(wheel()).namelist())
-    missing = texts(ROOT, 'miram/**/*.py', 'miram/**/*.toml').keys() - names
+    missing = {'miram/py.typed', *texts(ROOT, 'miram/**/*.py', 'miram/**/*.toml')} - names
     assert not missing, f'not in the wheel: {sorted(missing)}'
     others = {o.split('/')[0] for o in names if '.dist-info/' not in o} - {'miram'}
     assert not others, f'does not belong into the wheel: {sorted(others)}'

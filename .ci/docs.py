@@ -128,7 +128,8 @@ def build(tree, quarto=False):
     "Copy the project to the new folder `tree` and build its site there"
     copy_tree(tree)
     run(sys.executable, __file__, '--process', tree, *['--quarto']*quarto, env={'PYTHONPATH': str(tree)})
-    said = run('quarto', 'render', '--no-cache', cwd=tree/'_proc') if quarto else run(sys.executable, '-m', 'smalldocs.cli', 'render', tree/'_proc')
+    render = ['quarto', 'render', '--no-cache'] if quarto else [sys.executable, '-m', 'smalldocs.cli', 'render', '.']
+    said = run(*render, cwd=tree/'_proc')
     finish(tree/'_proc'/'_docs', quarto)
     return said
 

@@ -47,7 +47,7 @@ def miram_study(
     from miram.study.plan import load_plan
     from miram.study.report import study_executor, study_job
     from miram.train.recipe import parse_settings
-    if plan in ('real_small','paper') and not (lesions or cbis): 
+    if plan in ('real_small','paper') and not (lesions or cbis):
         raise DataError(f'the plan {plan} needs mammograms: --lesions and --images, or --cbis')
     keep_memory()
     given = parse_settings(set or ()) | {k: tuple(v.split(',')) for k,v in dict(methods=methods, tasks=tasks, probes=probes).items() if v}
