@@ -116,6 +116,25 @@ def pyflakes():
     run(sys.executable, '-m', 'pyflakes', 'miram', '.ci')
 
 @check
+def versions():
+    "Version and Pythons are the same wherever they stand, and the newest entry of the release notes is dated or called unreleased"
+    read = lambda f: (ROOT/f).read_text(encoding='utf-8')
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    cfg, top = ini['DEFAULT'], re.search(r'^## (.*)$', read('CHANGELOG.md'), re.M)[1]
+    m = re.fullmatch(r'(\d+\.\d+\.\d+) \((unreleased|\d{4}-\d\d-\d\d)\)', top)
+    assert m, f'CHANGELOG.md begins with {top!r}, not with a version and (unreleased) or the date of its release'
+    found = {'settings.ini': cfg['version'], 'CHANGELOG.md': m[1], 'CITATION.cff': str(yaml.safe_load(read('CITATION.cff'))['version']),
+             'miram/__init__.py': re.search(r'__version__ = "(.*)"', read('miram/__init__.py'))[1]}
+    assert len(set(found.values())) == 1, f'versions that differ: {found}'
+    minor = [int(o) for o in re.search(r'3\.{o}\' for o in \(([\d, ]+)\)', read('setup.py'))[1].split(',')]
+    job = yaml.safe_load(read('.github/workflows/test.yaml'))['jobs']['test']['strategy']['matrix']
+    tested = [int(o.split('.')[1]) for o in job['python']]
+    assert minor == tested, f'Pythons declared in setup.py: {minor}, tested by the workflow: {tested}'
+    assert cfg['min_python'] == f'3.{minor[0]}', f'the oldest Python is {cfg["min_python"]} in settings.ini'
+    return f'{m[1]}, Python 3.{minor[0]} to 3.{minor[-1]}'
+
+@check
 def ruff():
     "ruff, with the rules of pyproject.toml, has nothing to say about miram/ and .ci/"
     run(BIN/'ruff', 'check', '--no-cache', '--output-format', 'concise')
