@@ -207,6 +207,15 @@ def floors():
     return f'{len(mods)} modules'
 
 @check
+def first_cell():
+    "The first cell that a reader runs in Jupyter, `from miram.all import *`, prints nothing"
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('from miram.all import *')])
+    NotebookClient(nb, timeout=300, kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=ERROR']).execute()
+    none([str(o.get('text', o.get('evalue', o))) for o in nb.cells[0].outputs], 'it prints:')
+
+@check
 def mutations():
     "Each way to break an attention that .ci/mutate.py knows is noticed by a cell, and no change at all is not"
     kept = subprocess.run([sys.executable, ROOT/'.ci'/'mutate.py', 'unchanged'], capture_output=True, text=True,
