@@ -4,11 +4,11 @@
 
 A check is a function: it returns a remark, raises `Skip` where it cannot run, and fails by any other exception.
 """
-import ast, difflib, functools, html, json, os, re, runpy, shutil, subprocess, sys, tempfile, time
+import ast, difflib, functools, json, os, re, runpy, shutil, subprocess, sys, tempfile, time
 from configparser import ConfigParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import yaml
 
@@ -273,19 +273,30 @@ class Pages(SimpleHTTPRequestHandler):
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_POST(self):
+        self.server.told = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        self.send_response(204)
+        self.end_headers()
+        self.server.done.set()
     def log_message(self, *args): pass
 
-def measure(browser, url, profile):
-    "Page and width → title, broken pictures and what is wider than the page, as the browser sees the site at `url`"
-    dom = run(browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-              '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', f'--user-data-dir={profile}',
-              '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--window-size=1500,900', '--hide-scrollbars',
-              '--virtual-time-budget=900000', '--dump-dom', f'{url}/measure', timeout=600)
-    found = re.search(r'data-measured="([^"]*)"', dom)
-    assert found, f'the pages did not load:\n{dom[-2000:]}'
-    res = json.loads(html.unescape(found[1]))
-    assert 'error' not in res, res['error']
-    return res
+def measure(browser, site, profile):
+    "Page and width → title, broken pictures and what is wider than the page, as the browser sees the pages below `site`"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Pages, directory=str(site)))
+    server.done, server.told = Event(), dict(error='the browser did not answer')
+    Thread(target=server.serve_forever, daemon=True).start()
+    cmd = [browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+           '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', f'--user-data-dir={profile}', '--hide-scrollbars',
+           '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--window-size=1500,900', '--remote-debugging-port=0',
+           f'http://127.0.0.1:{server.server_port}/measure']
+    p = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try: server.done.wait(600)
+    finally:
+        p.terminate()
+        p.wait(30)
+        server.shutdown()
+    assert 'error' not in server.told, server.told['error']
+    return server.told
 
 @check
 def docs_in_browser():
@@ -293,11 +304,7 @@ def docs_in_browser():
     page, and what the search finds can be read, light and dark"""
     browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
     if not browser: raise Skip('no Chromium is installed')
-    out, wrong = site()/'_docs', []
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Pages, directory=str(out)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    try: seen = measure(browser, f'http://127.0.0.1:{server.server_port}', TMP/'browser')
-    finally: server.shutdown()
+    seen, wrong = measure(browser, site()/'_docs', TMP/'browser'), []
     for scheme, o in seen.pop('search').items():
         if not o['found']: wrong.append(f'index.html, {scheme}: the search finds nothing')
         if o['faint']: wrong.append(f'index.html, {scheme}: text with too little contrast: {o["faint"]}')
