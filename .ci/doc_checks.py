@@ -16,7 +16,7 @@ def text(page):
 
 @lru_cache
 def modules():
-    "Page → `(public names, tree, comments by line)` of the module that its notebook exports"
+    "Page → `(public names, tree, comments by line, notebook, file)` of the module that its notebook exports"
     res = {}
     for f in sorted((ROOT/'miram').rglob('*.py')):
         src = f.read_text(encoding='utf-8')
@@ -26,12 +26,12 @@ def modules():
         names = next(ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign) and o.targets[0].id == '__all__')
         tokens = tokenize.generate_tokens(io.StringIO(src).readline)
         said = {t.start[0]: t.string.lstrip('#').strip() for t in tokens if t.type == tokenize.COMMENT}
-        res[re.sub(r'(^|/)\d\d_', r'\1', m[1]) + '.html'] = set(names), tree, said
+        res[re.sub(r'(^|/)\d\d_', r'\1', m[1]) + '.html'] = set(names), tree, said, m[1].split('/')[-1], f.relative_to(ROOT/'miram')
     return res
 
 def definitions(page, kinds):
     "`(name, node)` of what the page's module defines and lets out; a function patched into a class has the class before its name"
-    names, tree, _ = modules()[page]
+    names, tree, *_ = modules()[page]
     for o in tree.body:
         if not isinstance(o, kinds): continue
         patched = any(ast.unparse(d) == 'patch' for d in o.decorator_list)
@@ -117,7 +117,7 @@ def mistaken(site):
     "Parameters of what a page defines that are linked to something of that name on another page, which the notebook does not import"
     for p, page in pages(site).items():
         if p not in modules(): continue
-        names, tree, _ = modules()[p]
+        names, tree, *_ = modules()[p]
         params = {a.arg for o in ast.walk(tree) if isinstance(o, ast.FunctionDef) for a in [*o.args.args, *o.args.kwonlyargs]}
         known = {a.name for o in ast.walk(tree) if isinstance(o, ast.ImportFrom) for a in o.names}
         for link, name in re.findall(r'<a [^>]*href="([^"#]+\.html)#[^"]*"[^>]*><code[^>]*>([\w.]+)</code></a>', page):
@@ -148,7 +148,16 @@ def unreadable(site):
     for o in json.loads((site/'search.json').read_text(encoding='utf-8')):
         if re.search(r'(^|\W)source\s*$', o['text']): yield f'search: {o["href"]} ends in "source"'
 
-ALL = lost, disordered, dead_anchors, raw_links, mistaken, foreign, unlisted, unreadable
+def hidden(site):
+    "Functions of the chapters up to the models whose source is not shown"
+    for p, page in pages(site).items():
+        if p not in modules() or not re.match(r'[012]\d_', modules()[p][3]): continue
+        code = text(page)
+        for name, o in definitions(p, ast.FunctionDef):
+            last = (ROOT/'miram'/modules()[p][4]).read_text(encoding='utf-8').splitlines()[o.end_lineno - 1].strip()
+            if last not in code: yield f'{p}: {name} ends in {last[:60]!r}, which the page does not show'
+
+ALL = lost, disordered, dead_anchors, raw_links, mistaken, foreign, unlisted, unreadable, hidden
 
 if __name__ == '__main__':
     import sys

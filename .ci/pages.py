@@ -1,11 +1,12 @@
 """What a page of the documentation says of a function or a class; `.ci/docs.py` puts it in the place of nbdev's own.
 
 A signature keeps one parameter a line with its comment, a dataclass is a table of its fields, the definitions of a cell stand in its
-order, and `name` becomes a link only where it can mean nothing else.
+order, the chapters up to the models show their source, and `name` becomes a link only where it can mean nothing else.
 """
 import ast, dataclasses, inspect, io, re, textwrap, tokenize
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 
 from common import ROOT
 
@@ -163,6 +164,12 @@ def nbdev_parts():
                     if isinstance(o, ast.ImportFrom) and (o.module or '').startswith('miram'):
                         imports |= {a.name: o.module for a in o.names}
             HERE.update(module=f'miram.{P._default_exp(self.nb)}', imports=imports)
+            if re.match(r'[012]\d_', Path(str(getattr(self.nb, 'path_', ''))).name): self.show_source()
+        def show_source(self):
+            "The chapters up to the models show the source of what they explain: an equation, and the lines that compute it"
+            for c in self.nb.cells:
+                if c.cell_type == 'code' and 'export' in c.directives_ and re.search(r'^(class|def|async def|@)', c.source, re.M):
+                    c.directives_['exports'] = c.directives_.pop('export')
 
     class InOrder(P.add_show_docs):
         "The definitions of one cell in the order in which they stand there"
