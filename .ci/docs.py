@@ -90,14 +90,14 @@ def plain_config(path):
     path.write_text(yaml.safe_dump(cfg, sort_keys=False))
 
 def letters(m):
-    "Letters of a kind, such as ℝ, as the characters that Unicode has for them: browsers read no other `mathvariant` than `normal`"
+    "Letters and digits of a kind, such as ℝ, as the characters that Unicode has for them: browsers read no `mathvariant` but `normal`"
     def one(c):
-        for kind in (f'{m[1].replace("-", " ")} ', f'mathematical {m[1].replace("-", " ")} '):
-            for name in (f'{kind}capital {c}', f'{kind}small {c.lower()}')[c.islower():][:1]:
-                try: return unicodedata.lookup(name.upper().replace('DOUBLE STRUCK', 'DOUBLE-STRUCK'))
-                except KeyError: pass
+        name = f'{m[2].upper()} {unicodedata.name(c).replace("LATIN ", "").replace("LETTER ", "")}'
+        for o in (name, f'MATHEMATICAL {name}'):
+            try: return unicodedata.lookup(o)
+            except KeyError: pass
         return c
-    return '<mi>' + ''.join(map(one, m[2])) + '</mi>'
+    return f'<{m[1]}>{"".join(map(one, m[3]))}</{m[1]}>'
 
 def mathml(page):
     "The formulas of a page as MathML, which browsers read without a script from elsewhere"
@@ -105,7 +105,7 @@ def mathml(page):
     def one(m):
         res = convert(html.unescape(m[2]), display='block' if m[1] == 'display' else 'inline')
         if left := re.search(r'\\\w+', re.sub(r'<[^>]+>', '', res)): raise ValueError(f'{left[0]} in the formula {html.unescape(m[2])}')
-        res = re.sub(r'<mi mathvariant="(bold|double-struck|script)">(\w+)</mi>', letters, res)
+        res = re.sub(r'<(mi|mn) mathvariant="(bold|double-struck|script)">(\w+)</\1>', letters, res)
         return f'<span class="math {m[1]}">{res}</span>'
     page = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', one, page, flags=re.S)
     return re.sub(r'<link [^>]*katex[^>]*>|<script [^>]*katex[^>]*></script>', '', page)
