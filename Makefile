@@ -10,7 +10,8 @@ OUT ?= miram-demo
 OLDEST := 3.10
 IS_NEW := import sys; sys.exit(sys.version_info[:2] < tuple(map(int, '$(OLDEST)'.split('.'))))
 ifeq ($(origin PYTHON),undefined)
-PYTHON := $(shell for p in python3 python python3.12 python3.11 python3.10; do $$p -c "$(IS_NEW)" 2>/dev/null && echo $$p && break; done)
+NAMES := python3 python python3.14 python3.13 python3.12 python3.11 python3.10
+PYTHON := $(shell for p in $(NAMES); do $$p -c "$(IS_NEW)" 2>/dev/null && echo $$p && break; done)
 endif
 
 .PHONY: help venv demo test mutate docs export notebooks readme lock clean

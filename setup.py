@@ -18,6 +18,7 @@ setup(
     extras_require={k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['miram=miram._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Operating System :: OS Independent',
-                 'Programming Language :: Python :: 3'] + [f'Programming Language :: Python :: 3.{o}' for o in (10, 11, 12)] +
-                ['Topic :: Scientific/Engineering :: Artificial Intelligence', 'Topic :: Scientific/Engineering :: Medical Science Apps.'],
+                 'Programming Language :: Python :: 3'] + [f'Programming Language :: Python :: 3.{o}' for o in (10, 11, 12, 13, 14)] +
+                ['Typing :: Typed', 'Topic :: Scientific/Engineering :: Artificial Intelligence',
+                 'Topic :: Scientific/Engineering :: Medical Science Apps.'],
 )

@@ -4,11 +4,18 @@
 
 A check is a function: it returns a remark, raises `Skip` where it cannot run, and fails by any other exception.
 """
-import ast, difflib, functools, html, json, os, re, shutil, subprocess, sys, tempfile, time
+import ast, difflib, functools, json, os, re, runpy, shutil, subprocess, sys, tempfile, time
+from configparser import ConfigParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
+import yaml
+
+try: import tomllib
+except ImportError: import tomli as tomllib  # before Python 3.11
+
+import doc_checks
 from common import ROOT, copy_tree, run, tally
 
 BIN, TMP = Path(sys.executable).parent, Path(tempfile.gettempdir())
@@ -78,6 +85,27 @@ def export_in_sync():
     same(texts(ROOT, *files), texts(tree, *files), "miram/ is not what the notebooks export: 'make export'")
 
 @check
+def export_by_nbdev_3():
+    "nbdev 3, which reads pyproject.toml, exports the same modules and the same index of names"
+    ini, toml = ConfigParser(delimiters=['=']), tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['tool']['nbdev']
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    wrong = [f'{k}: {v} in pyproject.toml, {ini["DEFAULT"][k]} in settings.ini' for k, v in toml.items()
+             if k in ini['DEFAULT'] and str(v) != ini['DEFAULT'][k]]
+    none(wrong, 'settings that differ:')
+    env, tree = TMP/'nbdev3', copy_tree(TMP/'export3')
+    run(BIN/'uv', 'venv', '--python', sys.executable, env)
+    run(BIN/'uv', 'pip', 'install', '--python', env/'bin'/'python', 'nbdev>=3,<4')
+    was = {f: text for f, text in texts(ROOT, 'miram/**/*.py').items()}
+    for f in was: (tree/f).write_text('' if f != 'miram/__init__.py' else was[f], encoding='utf-8')
+    run(env/'bin'/'nbdev-export', cwd=tree, env={'PYTHONPATH': str(tree)})
+    new = texts(tree, 'miram/**/*.py')
+    index = [runpy.run_path(str(top/'miram'/'_modidx.py'))['d']['syms'] for top in (ROOT, tree)]
+    assert index[0] == index[1], 'nbdev 3 indexes other names'
+    for o in (was, new): o.pop('miram/_modidx.py')
+    same(was, new, 'nbdev 3 exports something else')
+    return run(env/'bin'/'python', '-c', 'import importlib.metadata as m; print("nbdev", m.version("nbdev"))').strip()
+
+@check
 def readme_in_sync():
     "README.md is what nbs/index.ipynb gives"
     return run(sys.executable, ROOT/'.ci'/'readme.py', '--check').strip()
@@ -86,6 +114,30 @@ def readme_in_sync():
 def pyflakes():
     "pyflakes has nothing to say about miram/ and .ci/"
     run(sys.executable, '-m', 'pyflakes', 'miram', '.ci')
+
+@check
+def versions():
+    "Version and Pythons are the same wherever they stand, and the newest entry of the release notes is dated or called unreleased"
+    read = lambda f: (ROOT/f).read_text(encoding='utf-8')
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    cfg, top = ini['DEFAULT'], re.search(r'^## (.*)$', read('CHANGELOG.md'), re.M)[1]
+    m = re.fullmatch(r'(\d+\.\d+\.\d+) \((unreleased|\d{4}-\d\d-\d\d)\)', top)
+    assert m, f'CHANGELOG.md begins with {top!r}, not with a version and (unreleased) or the date of its release'
+    found = {'settings.ini': cfg['version'], 'CHANGELOG.md': m[1], 'CITATION.cff': str(yaml.safe_load(read('CITATION.cff'))['version']),
+             'miram/__init__.py': re.search(r'__version__ = "(.*)"', read('miram/__init__.py'))[1]}
+    assert len(set(found.values())) == 1, f'versions that differ: {found}'
+    minor = [int(o) for o in re.search(r'3\.{o}\' for o in \(([\d, ]+)\)', read('setup.py'))[1].split(',')]
+    job = yaml.safe_load(read('.github/workflows/test.yaml'))['jobs']['test']['strategy']['matrix']
+    tested = [int(o.split('.')[1]) for o in job['python']]
+    assert minor == tested, f'Pythons declared in setup.py: {minor}, tested by the workflow: {tested}'
+    assert cfg['min_python'] == f'3.{minor[0]}', f'the oldest Python is {cfg["min_python"]} in settings.ini'
+    return f'{m[1]}, Python 3.{minor[0]} to 3.{minor[-1]}'
+
+@check
+def ruff():
+    "ruff, with the rules of pyproject.toml, has nothing to say about miram/ and .ci/"
+    run(BIN/'ruff', 'check', '--no-cache', '--output-format', 'concise')
 
 @check
 def line_length():
@@ -97,11 +149,18 @@ def line_length():
     wrong += [f'{where}: {len(o)} columns: {o[:60]}…' for where, lines in code for o in lines if len(o) > 140]
     none(wrong, 'too long:')
 
+FENCED = re.compile(r'^( *)(`{3,}|~{3,}).*?^\1\2[^\n]*$', re.M | re.S)
+
 @check
 def notebook_form():
-    "The title stands alone in its cell, and so do imports: the documentation build runs cells with imports, and only those"
+    """The title stands alone in its cell, and so do imports: the documentation build runs cells with imports, and only those. No cell is
+    empty, and none holds what Jupyter shows as it is written: Quarto's fenced divs, or the marks between the cells of a script"""
     wrong = []
     for f, i, c, src in cells():
+        if not src.strip(): wrong.append(f'{f} [{i}]: an empty cell')
+        if c['cell_type'] == 'markdown' and re.search(r'^:::', FENCED.sub('', src), re.M):
+            wrong.append(f"{f} [{i}]: Jupyter shows ':::' as text: write a callout as a quotation that begins with a bold title")
+        if m := re.search(r'^(#\s*)?%%%%|^# %%', src, re.M): wrong.append(f'{f} [{i}]: two cells in one, at {m[0]!r}')
         if i == 0 and not re.fullmatch(r'# [^\n]+\n+> [^\n]+\s*', src): wrong.append(f'{f} [0]: not a title and a subtitle alone')
         if c['cell_type'] != 'code' or re.search(r'^#\s*\|\s*(export|default_exp)|nbdev_export\(|^\s*[%!]', src, re.M): continue
         try: nodes = list(ast.walk(ast.parse(src)))
@@ -148,6 +207,15 @@ def floors():
     return f'{len(mods)} modules'
 
 @check
+def first_cell():
+    "The first cell that a reader runs in Jupyter, `from miram.all import *`, prints nothing"
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('from miram.all import *')])
+    NotebookClient(nb, timeout=300, kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=ERROR']).execute()
+    none([str(o.get('text', o.get('evalue', o))) for o in nb.cells[0].outputs], 'it prints:')
+
+@check
 def mutations():
     "Each way to break an attention that .ci/mutate.py knows is noticed by a cell, and no change at all is not"
     kept = subprocess.run([sys.executable, ROOT/'.ci'/'mutate.py', 'unchanged'], capture_output=True, text=True,
@@ -184,51 +252,71 @@ def docs_links():
     assert not left, f'a Markdown link is left as text in {", ".join(left)}: write the `name` without a link around it'
     return run(BIN/'smalldocs', 'check', site()).strip()
 
-PROBE = '''<script>addEventListener("load", () => {
-  const broken = [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.getAttribute("src"));
-  document.documentElement.setAttribute("data-broken", JSON.stringify(broken)); });</script>'''
+def docs_check(f):
+    "Make a check of what must not be on the rendered pages"
+    @functools.wraps(f)
+    def inner(): none(list(f(site()/'_docs')), 'on the pages:')
+    inner.__name__, inner.__doc__ = f'docs_{f.__name__}', f'There are no {f.__doc__[0].lower()}{f.__doc__[1:]}'
+    return check(inner)
+
+for f in doc_checks.ALL: docs_check(f)
 
 class Pages(SimpleHTTPRequestHandler):
-    "The site, each page with a script that reports pictures that did not load"
+    "The site, and a page that opens all others at two widths and tells what it saw"
     def do_GET(self):
-        f = Path(self.translate_path(self.path))
-        if f.suffix != '.html' or not f.exists(): return super().do_GET()
-        body = f.read_text(encoding='utf-8').replace(' loading="lazy"', '').replace('</body>', PROBE + '</body>').encode()
+        if self.path != '/measure': return super().do_GET()
+        top = Path(self.directory)
+        names = sorted(f.relative_to(top).as_posix() for f in top.rglob('*.html') if f.name != '404.html')
+        body = (ROOT/'.ci'/'measure.html').read_text(encoding='utf-8').replace('PAGES', json.dumps(names)).encode()
         self.send_response(200)
         self.send_header('Content-Type', 'text/html; charset=utf-8')
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_POST(self):
+        self.server.told = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        self.send_response(204)
+        self.end_headers()
+        self.server.done.set()
     def log_message(self, *args): pass
 
-def open_page(browser, url, profile):
-    "Title and broken pictures of the page at `url`, as the browser sees it"
-    dom = run(browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-              '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', f'--user-data-dir={profile}',
-              '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--virtual-time-budget=20000', '--dump-dom', url, timeout=120)
-    title, broken = re.search(r'<title>(.*?)</title>', dom, re.S), re.search(r'data-broken="([^"]*)"', dom)
-    assert title and broken, f'{url} did not load:\n{dom[-2000:]}'
-    return html.unescape(title[1]), json.loads(html.unescape(broken[1]))
+def measure(browser, site, profile):
+    "Page and width → title, broken pictures and what is wider than the page, as the browser sees the pages below `site`"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Pages, directory=str(site)))
+    server.done, server.told = Event(), dict(error='the browser did not answer')
+    Thread(target=server.serve_forever, daemon=True).start()
+    cmd = [browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+           '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', f'--user-data-dir={profile}', '--hide-scrollbars',
+           '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--window-size=1500,900', '--remote-debugging-port=0',
+           f'http://127.0.0.1:{server.server_port}/measure']
+    p = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try: server.done.wait(600)
+    finally:
+        p.terminate()
+        p.wait(30)
+        server.shutdown()
+    assert 'error' not in server.told, server.told['error']
+    return server.told
 
 @check
 def docs_in_browser():
-    "A browser opens the landing page and two others, finds their titles, and every picture loads"
+    """A browser opens every page as a phone and a screen show it, finds its title, every picture loads, nothing is wider than the
+    page, and what the search finds can be read, light and dark"""
     browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
     if not browser: raise Skip('no Chromium is installed')
-    out = site()/'_docs'
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Pages, directory=str(out)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    titles = {}
-    try:
-        for page in ['index.html', 'patches.html', 'models/miram.html']:
-            title, broken = open_page(browser, f'http://127.0.0.1:{server.server_port}/{page}', TMP/'browser')
-            nb = json.loads((site()/page).with_suffix('.ipynb').read_text())
-            want = re.search(r'^title: *(.+)$', ''.join(nb['cells'][0]['source']), re.M)[1].strip('\'"')
-            assert want in title, f'{page}: the title is {title!r}, not {want!r}'
-            assert not broken, f'{page}: pictures that do not load: {broken}'
-            titles[page] = title
-    finally: server.shutdown()
-    return ', '.join(titles.values())
+    seen, wrong = measure(browser, site()/'_docs', TMP/'browser'), []
+    for scheme, o in seen.pop('search').items():
+        if not o['found']: wrong.append(f'index.html, {scheme}: the search finds nothing')
+        if o['faint']: wrong.append(f'index.html, {scheme}: text with too little contrast: {o["faint"]}')
+    for name, o in seen.items():
+        page, width = name.split(' at ')
+        nb = json.loads((site()/page).with_suffix('.ipynb').read_text(encoding='utf-8'))
+        want = yaml.safe_load(''.join(nb['cells'][0]['source']).strip().strip('-'))['title']
+        if want not in o['title']: wrong.append(f'{page}: the title is {o["title"]!r}, not {want!r}')
+        if o['broken']: wrong.append(f'{page}: pictures that do not load: {o["broken"]}')
+        if o['wide']: wrong.append(f'{page}: wider than {width} pixels: {o["wide"]}')
+    none(wrong, 'as the browser shows them:')
+    return f'{len(seen)} views'
 
 @once
 def wheel():
@@ -240,10 +328,10 @@ def wheel():
 
 @check
 def wheel_built():
-    "Source distribution and wheel build, and hold every module and plan"
+    "Source distribution and wheel build, and hold every module and plan, and the mark that says that they are typed"
     from zipfile import ZipFile
     names = set(ZipFile(wheel()).namelist())
-    missing = texts(ROOT, 'miram/**/*.py', 'miram/**/*.toml').keys() - names
+    missing = {'miram/py.typed', *texts(ROOT, 'miram/**/*.py', 'miram/**/*.toml')} - names
     assert not missing, f'not in the wheel: {sorted(missing)}'
     others = {o.split('/')[0] for o in names if '.dist-info/' not in o} - {'miram'}
     assert not others, f'does not belong into the wheel: {sorted(others)}'
@@ -327,7 +415,7 @@ def main():
             state, remark = one(f)
             count[state] += 1
             brief = f' ({remark})' if remark and state != 'FAILED' else ''
-            print(f'{state:6} {time.time() - start:6.1f} s  {f.__name__}: {f.__doc__}{brief}', flush=True)
+            print(f'{state:6} {time.time() - start:6.1f} s  {f.__name__}: {" ".join(f.__doc__.split())}{brief}', flush=True)
             if state == 'FAILED': print(remark, flush=True)
     skipped = f', {count["skip"]} skipped' if count['skip'] else ''
     print(f'checks: {count["ok"]} passed, {count["FAILED"]} failed{skipped}')

@@ -7,6 +7,7 @@ __all__ = ['NAMES', 'listed_names']
 
 # %% ../nbs/99_all.ipynb #4723edd6
 from importlib import import_module
+from warnings import catch_warnings, filterwarnings
 
 # %% ../nbs/99_all.ipynb #138153c9
 NAMES = {  # module → its names
@@ -78,6 +79,8 @@ def listed_names(
     return res
 
 # %% ../nbs/99_all.ipynb #401778c8
-_names = listed_names(NAMES)
+with catch_warnings():
+    filterwarnings('ignore', message='.*torch.jit.script. is deprecated')
+    _names = listed_names(NAMES)
 globals().update(_names)
 __all__ = list(_names)

@@ -48,7 +48,7 @@ def miram_study(
     from miram.study.plan import load_plan
     from miram.study.report import study_executor, study_job
     from miram.train.recipe import parse_settings
-    if plan in ('real_small','paper') and not (lesions or cbis): 
+    if plan in ('real_small','paper') and not (lesions or cbis):
         raise DataError(f'the plan {plan} needs mammograms: --lesions and --images, or --cbis')
     if duplicates and no_duplicates: raise DataError('--duplicates and --no-duplicates exclude each other')
     keep_memory()
