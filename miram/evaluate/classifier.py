@@ -221,6 +221,7 @@ def check_box(
     H,W = shape
     if not all(map(math.isfinite, (x,y,w,h))) or min(w,h)<=0:
         raise DataError(f'the box x={x:g} y={y:g} w={w:g} h={h:g} has no area; give x,y,w,h with positive width and height in pixels')
+    if max(w,h)<=1: raise DataError(f'the box x={x:g} y={y:g} w={w:g} h={h:g} is not larger than 1; give it in pixels, not as fractions')
     if x<0 or y<0 or x+w>W or y+h>H:
         raise DataError(f'the box x={x:g} y={y:g} w={w:g} h={h:g} is not inside {name} of {W}×{H} pixels; give it in pixels of that image')
     return x,y,w,h

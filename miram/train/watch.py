@@ -226,16 +226,18 @@ class CollapseDetector(Callback):
         every:int=1,          # Epochs from one look to the next
         n:int=256,            # Images to look at, at most
         least_spread:float=.01, # Below it the features count as collapsed
-        least_rank:float=2.,  # And below this effective rank
-    ): self.every,self.most,self.least_spread,self.least_rank,self.rows = every,n,least_spread,least_rank,[]
+        least_rank:float=2.,  # And below this effective rank; half of what the images allow where they are fewer than five
+    ): self.every,self.most,self.least_spread,self.least_rank,self.rows,self.told = every,n,least_spread,least_rank,[],False
 
     def after_epoch(self):
         if rank_distrib()>0 or (self.learn.epoch+1)%self.every or not len(self.learn.dls.valid): return
-        h = feature_health(self._features())
+        z = self._features(); h = feature_health(z)
         self.rows.append(dict(epoch=self.learn.epoch+1, **h))
-        if h['spread']<self.least_spread or h['rank']<self.least_rank: warnings.warn(
+        bad = h['spread']<self.least_spread or h['rank']<min(self.least_rank, (len(z)-1)/2)
+        if bad and not self.told: warnings.warn(
             f"epoch {self.learn.epoch+1}: the features have collapsed (spread {h['spread']:.3g}, effective rank {h['rank']:.1f}); "
             'lower the learning rate, or look at the loss')
+        self.told = bad
 
     def _features(self):
         feats,n = [],0
