@@ -106,7 +106,7 @@ class TwoViews(nn.Module):
         seed:int=0,             # Seed of the generator
     ):
         super().__init__()
-        if len(blur)!=len(solarise): raise ValueError(f'blur={blur!r} and solarise={solarise!r} must have as many entries as there are views')
+        if len(blur)!=len(solarise): raise ValueError(f'blur={blur}, solarise={solarise}: each needs an entry for every view')
         self.size,self.scale,self.ratio,self.hflip,self.vflip,self.jitter = size,scale,ratio,hflip,vflip,jitter
         self.brightness,self.contrast,self.gamma,self.blur,self.solarise,self.sigma = brightness,contrast,gamma,blur,solarise,sigma
         self.mean,self.std,self.g = mean,max(std, 1e-6),Generator().manual_seed(seed)
@@ -154,8 +154,10 @@ def batchnorm_mlp(
     layers = []
     for i,(a,b) in enumerate(zip(dims, dims[1:])):
         last = i==n-1
-        layers += [nn.Linear(a, b, bias=last and not norm_last), nn.BatchNorm1d(b, affine=not last), *([] if last else [nn.ReLU(inplace=True)])]
-    return nn.Sequential(*(layers if norm_last else layers[:-1]))
+        layers += [nn.Linear(a, b, bias=last and not norm_last)]
+        if not last: layers += [nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
+        elif norm_last: layers += [nn.BatchNorm1d(b, affine=False)]
+    return nn.Sequential(*layers)
 
 # %% ../../nbs/models/25_moco.ipynb #b810faa9
 def _check_pool(encoder, pool):
