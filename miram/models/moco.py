@@ -85,7 +85,9 @@ def solarise_each(
 
 # %% ../../nbs/models/25_moco.ipynb #f79a7209
 class TwoViews(nn.Module):
-    "Two random views of each crop, for greyscale lesions (after MoCo-v3, arXiv 2104.02057, without its colours)"
+    """Random views of each crop for greyscale lesions, two unless `blur` and `solarise` say more (after MoCo-v3, arXiv 2104.02057)
+
+    Raises `ValueError` when `blur` and `solarise` do not have as many entries."""
     def __init__(self,
         size:int,               # Side of a view in pixels
         scale:tuple=(.08, 1.),  # Share of the area that is cut, least and most
@@ -96,14 +98,15 @@ class TwoViews(nn.Module):
         brightness:float=.1,    # Largest shift of brightness, full scale 1
         contrast:float=.3,      # Largest factor of contrast, over 1, either way
         gamma:float=.3,         # Largest exponent of brightness, over 1, either way
-        blur:tuple=(1., .1),    # Probability of blur in the first and in the second view
-        solarise:tuple=(0., .2),# Probability of solarising the first and the second view, see `solarise_each`
+        blur:tuple=(1., .1),    # Probability of blur in each view
+        solarise:tuple=(0., .2),# Probability of solarising each view, see `solarise_each`
         sigma:tuple=(.1, 2.),   # Width of the blur, least and most, in pixels of a view of 224
         mean:float=0.,          # What was subtracted from the pixels, as in the loader
         std:float=1.,           # What they were divided by
         seed:int=0,             # Seed of the generator
     ):
         super().__init__()
+        if len(blur)!=len(solarise): raise ValueError(f'blur={blur}, solarise={solarise}: each needs an entry for every view')
         self.size,self.scale,self.ratio,self.hflip,self.vflip,self.jitter = size,scale,ratio,hflip,vflip,jitter
         self.brightness,self.contrast,self.gamma,self.blur,self.solarise,self.sigma = brightness,contrast,gamma,blur,solarise,sigma
         self.mean,self.std,self.g = mean,max(std, 1e-6),Generator().manual_seed(seed)
@@ -111,8 +114,8 @@ class TwoViews(nn.Module):
     def forward(self,
         x:Tensor,                       # Standardised crops at high resolution `(B,C,H,W)`
         generator:Generator|None=None,  # Source of the random numbers, on the CPU; its own when absent
-    )->tuple:                           # Two batches of standardised views `(B,C,size,size)`
-        "Two views of each crop, on the device of `x`; raises `ValueError` when views would be larger than the crops"
+    )->tuple:                           # A batch of standardised views `(B,C,size,size)` for each entry of `blur`
+        "Views of each crop, on the device of `x`; raises `ValueError` when views would be larger than the crops"
         if min(x.shape[-2:]) < self.size:
             raise ValueError(f'crops of {x.shape[-2]}x{x.shape[-1]} pixels cannot give views of {self.size}x{self.size}; '
                              'pass the high-resolution crop, or a smaller size')
@@ -144,14 +147,32 @@ def batchnorm_mlp(
     dim_in:int,  # Input width
     hidden:int,  # Width between layers
     dim_out:int, # Output width
+    norm_last:bool=True, # Normalise the output too, without affine; else the last layer is linear with a bias
 )->nn.Sequential:
     "Linear layers with BatchNorm after each and ReLU between them, the last norm without affine (MoCo-v3, arXiv 2104.02057, section 3)"
     dims = [dim_in, *[hidden]*(n-1), dim_out]
     layers = []
     for i,(a,b) in enumerate(zip(dims, dims[1:])):
         last = i==n-1
-        layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b, affine=not last), *([] if last else [nn.ReLU(inplace=True)])]
+        layers += [nn.Linear(a, b, bias=last and not norm_last)]
+        if not last: layers += [nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
+        elif norm_last: layers += [nn.BatchNorm1d(b, affine=False)]
     return nn.Sequential(*layers)
+
+# %% ../../nbs/models/25_moco.ipynb #b810faa9
+def _check_pool(encoder, pool):
+    "Raise for features that this encoder does not have"
+    if pool not in ('avg','cls'): raise ValueError(f"pool is 'avg' or 'cls', got {pool!r}")
+    if pool=='cls' and encoder.cls_token is None: raise ValueError("pool='cls' needs an encoder with a CLS token; this one has none")
+
+def _check_views(model, views, most=math.inf):
+    "Raise unless `views` are two batches of the encoder's size, or more up to `most`"
+    shapes = [tuple(v.shape) for v in views]
+    want = (model.encoder.in_chans, *model.encoder.patch_embed.img_size)
+    if not 2<=len(shapes)<=most or any(s[1:]!=want for s in shapes) or len(set(shapes))!=1:
+        raise ValueError(f'two batches {"or more " if most>2 else ""}of views (C,H,W) = {want} are needed, got shapes {shapes}')
+    if model.training and shapes[0][0]<2: raise ValueError('a batch of 1 has nothing to contrast with; use drop_last, or a larger batch')
+
 
 # %% ../../nbs/models/25_moco.ipynb #30dd48f6
 class MoCoOutput(NamedTuple):
@@ -175,8 +196,7 @@ class MoCo(nn.Module):
         freeze_patch:bool=True,  # Keep the patch projection as it is
     ):
         super().__init__()
-        if pool not in ('avg','cls'): raise ValueError(f"pool is 'avg' or 'cls', got {pool!r}")
-        if pool=='cls' and encoder.cls_token is None: raise ValueError("pool='cls' needs an encoder with a CLS token; this one has none")
+        _check_pool(encoder, pool)
         self.encoder,self.temperature,self.momentum,self.pool = encoder,temperature,momentum,pool
         self.freeze_patch = freeze_patch
         if freeze_patch: encoder.patch_embed.proj.requires_grad_(False)
@@ -187,20 +207,11 @@ class MoCo(nn.Module):
 
 # %% ../../nbs/models/25_moco.ipynb #3db2c08e
 @patch
-def _check_views(self:MoCo, views):
-    "Raise unless `views` are two batches of the encoder's size"
-    shapes = [tuple(v.shape) for v in views]
-    want = (self.encoder.in_chans, *self.encoder.patch_embed.img_size)
-    if len(shapes)!=2 or any(s[1:]!=want for s in shapes) or shapes[0]!=shapes[1]:
-        raise ValueError(f'two batches of views (C,H,W) = {want} are needed, got shapes {shapes}')
-    if self.training and shapes[0][0]<2: raise ValueError('a batch of 1 has nothing to contrast with; use drop_last, or a larger batch')
-
-@patch
 def forward(self:MoCo,
     views:tuple, # Two batches of images `(B,C,H,W)`, see `TwoViews`
 )->MoCoOutput:
     "Queries and keys of both views; raises `ValueError` for views of another size, and in training for a batch of one"
-    self._check_views(views)
+    _check_views(self, views, most=2)
     q = [self.predictor(self.projector(encode(self.encoder, v, self.pool))) for v in views]
     with torch.no_grad(): k = [self.momentum_projector(encode(self.momentum_encoder, v, self.pool)) for v in views]
     return MoCoOutput(*q, *k)

@@ -14,7 +14,6 @@ from fastai.callback.core import Callback
 from fastai.distributed import DistributedTrainer
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 from torch import distributed as dist
-from ..models.moco import MoCo
 from .learner import rows_of
 
 # %% ../../nbs/train/65_distributed.ipynb #3045ea40
@@ -45,7 +44,7 @@ class Distributed(DistributedTrainer):
     def before_fit(self):
         "Wrap the model"
         self.sync_bn = self.accelerator.device.type=='cuda'
-        self.even = isinstance(self.learn.model, MoCo)
+        self.even = getattr(self.learn.model, 'batchwise', False)
         super().before_fit()
 
     def before_batch(self):

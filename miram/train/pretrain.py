@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from ..data.loaders import CropDL
 from ..evaluate.finetune import KeepBest
+from ..models.lejepa import LeJEPA, LeJEPALoss, lejepa_views
 from ..models.losses import MultiScaleLoss
 from ..models.moco import MoCo, MoCoLoss, TwoViews
 from .learner import PretrainLearner, Rewind
@@ -173,9 +174,13 @@ def _prepare(model, checkpointing, compile, channels_last):
     if compile: model.compile()
 
 def _default_parts(dls, model, loss_kw):
-    "Loss and feed of a masked autoencoder or a `MoCo`, by the kind of the model"
+    "Loss and feed of a masked autoencoder, a `MoCo` or a `LeJEPA`, by the kind of the model"
+    size = model.encoder.patch_embed.img_size[0]
+    if isinstance(model, LeJEPA):
+        loss = LeJEPALoss(**loss_kw)
+        return loss,view_feed(lejepa_views(size, **_pixels(dls)), model.dim, loss.slices)
     if isinstance(model, MoCo):
-        views = TwoViews(model.encoder.patch_embed.img_size[0], **_pixels(dls))
+        views = TwoViews(size, **_pixels(dls))
         return MoCoLoss(**(dict(temperature=model.temperature) | loss_kw)),view_feed(views)
     return MultiScaleLoss(model.patch_size, model.scales, **loss_kw),mask_feed(model)
 
@@ -183,10 +188,10 @@ def _default_parts(dls, model, loss_kw):
 @delegates(MultiScaleLoss.__init__, but=['patch_size','scales'])
 def pretrain_learner(
     dls:DataLoaders,          # Batches `(low, high)`, see `pretrain_dls`
-    model:nn.Module,          # From `create_miram`, `create_mae` or `create_moco`
+    model:nn.Module,          # From `create_miram`, `create_mae`, `create_moco` or `create_lejepa`
     lr:float=1.5e-4,          # Highest learning rate; `scaled_lr` gives the paper's for a batch size
     wd:float=.05,             # Weight decay of matrices
-    seed:int=0,               # Seed of masks or views
+    seed:int=0,               # Seed of masks, or of views and directions
     cbs=(),                   # More fastai callbacks
     betas:tuple=(.9,.95),     # Decay of AdamW's two moment estimates
     micro:int|None=None,      # Images computed at once; the whole batch when absent
@@ -198,7 +203,7 @@ def pretrain_learner(
     channels_last:bool=False, # Memory format of the convolutions' weights
     loss_func=None,           # Loss of `(output, high)`; by the kind of the model when absent
     feed=None,                # Function of `(low, high, generator)`, see `mask_feed`; by the kind of the model when absent
-    **kwargs                  # Passed to `MultiScaleLoss`, or to `MoCoLoss`
+    **kwargs                  # Passed to `MultiScaleLoss`, `MoCoLoss` or `LeJEPALoss`
 )->PretrainLearner:
     "A fastai `Learner` that pretrains `model`; see `Learner.fit_warmup_cosine`"
     _prepare(model, checkpointing, compile, channels_last)

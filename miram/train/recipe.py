@@ -18,6 +18,7 @@ from ..attention.registry import attention_names, cross_attention_names
 from ..data.loaders import Augment
 from ..files import DataError, regular_file
 from ..masking import mask_noise
+from ..models.lejepa import LeJEPALoss, create_lejepa, lejepa_views, random_slices
 from ..models.losses import MultiScaleLoss
 from ..models.miram import DECODERS, create_miram
 from ..models.moco import MoCoLoss, TwoViews, create_moco
@@ -58,10 +59,16 @@ def mask_feed(
     return lambda low, high, generator: ((low, mask_noise(len(low), n, generator, low.device)), (high,))
 
 def view_feed(
-    views:nn.Module, # From `TwoViews`
-):                   # Function of `(low, high, generator)`: `((views,), (high,))`
-    "Two views of the high image for a contrastive model"
-    return lambda low, high, generator: ((views(high, generator=generator),), (high,))
+    views:nn.Module, # From `TwoViews` or `lejepa_views`
+    dim:int=0,       # Width of the embedding, for directions
+    slices:int=0,    # Directions that the loss gets beside the image, see `LeJEPALoss`; none when 0
+):                   # Function of `(low, high, generator)`: `((views,), (high,))`, or `((views,), (high, slices))`
+    "Views of the high image for a model that compares them; directions have an axis of rows, so that a batch can be dealt out"
+    def feed(low, high, generator):
+        xb = (views(high, generator=generator),)
+        if not slices: return xb,(high,)
+        return xb,(high, random_slices(dim, slices, generator).to(high.device).expand(len(high), -1, -1))
+    return feed
 
 # %% ../../nbs/train/60_recipe.ipynb #bc9a5d8f
 def _build_masked(scales):
@@ -79,19 +86,27 @@ def _masked_loss(r, model):
     return MultiScaleLoss(model.patch_size, model.scales, one(r.loss_weights), r.norm_pix, one(r.masked_only), r.target)
 
 def _build_moco(r, in_chans=1):
-    return create_moco(r.arch, r.img_size, r.patch_size, in_chans, hidden=r.proj_hidden, temperature=r.temperature, momentum=r.momentum)
+    return create_moco(r.arch, r.img_size, r.patch_size, in_chans, r.proj_dim, r.proj_hidden, r.temperature, r.momentum)
+
+def _build_lejepa(r, in_chans=1):
+    return create_lejepa(r.arch, r.img_size, r.patch_size, in_chans, r.proj_dim, r.proj_hidden)
+
+def _lejepa_feed(r, model, mean, std):
+    return view_feed(lejepa_views(r.img_size, r.n_views, mean=mean, std=std, **r.views), r.proj_dim, r.slices)
 
 for _name,_scales in (('mae',(1,)), ('miram',None)):
     register_method(_name, build=_build_masked(_scales), loss=_masked_loss, feed=lambda r, model, mean, std: mask_feed(model))
 register_method('moco', build=_build_moco, loss=lambda r, model: MoCoLoss(r.temperature), augment=False, batchwise=True,
                 betas=(.9,.999), weight_decay=.1,
                 feed=lambda r, model, mean, std: view_feed(TwoViews(r.img_size, mean=mean, std=std, **r.views)))
+register_method('lejepa', build=_build_lejepa, loss=lambda r, model: LeJEPALoss(r.sigreg, r.slices), feed=_lejepa_feed, augment=False,
+                batchwise=True, betas=(.9,.999), weight_decay=.05)
 
 # %% ../../nbs/train/60_recipe.ipynb #c31c4085
 @dataclass(frozen=True)
 class Recipe:
     "All settings of a pretraining; prints as JSON. Raises `ValueError` naming the field for a value that cannot work"
-    method:str = 'miram'         # One of `METHODS`: 'mae', 'miram', 'moco', or what a user registered
+    method:str = 'miram'         # One of `METHODS`: 'mae', 'miram', 'moco', 'lejepa', or what a user registered
     arch:str = 'vit_base'        # Encoder, one of `ARCHS` or timm's name, as 'vit_small_patch14_dinov2' (then with its patch_size)
     img_size:int = 112           # Low-resolution side in pixels; the high one has twice as many
     patch_size:int = 16          # Patch side in pixels, at both scales
@@ -123,10 +138,14 @@ class Recipe:
     ema:float|None = None        # Decay of the average of the encoder's weights, if one is kept
     keep_best:bool = False       # Keep the epoch with the lowest loss on validation patients in place of the last
     augment:dict = field(default_factory=dict) # Options of `Augment`, for methods whose crops the loader augments
-    views:dict = field(default_factory=dict)   # MoCo: options of `TwoViews`, which cuts its own views out of the whole crop
-    proj_hidden:int = 4096       # MoCo: hidden width of projector and predictor
+    views:dict = field(default_factory=dict)   # MoCo, LeJEPA: options of `TwoViews`, which cuts its own views out of the whole crop
+    proj_hidden:int = 4096       # MoCo, LeJEPA: hidden width of projector and predictor
+    proj_dim:int = 256           # MoCo, LeJEPA: width of the vectors that are compared
     temperature:float = .2       # MoCo: of the contrastive loss
     momentum:float = .99         # MoCo: of the momentum encoder, at the start
+    n_views:int = 2              # LeJEPA: views of each crop
+    sigreg:float = .05           # LeJEPA: weight of the shape of the batch, from 0 to 1; agreement of the views has the rest
+    slices:int = 256             # LeJEPA: directions in which the shape is tested in a step
     precision:str = 'auto'       # 'fp32', 'bf16', 'fp16', or 'auto': bf16 or else fp16 on CUDA, fp32 elsewhere
     micro:int|None = None        # Crops computed at once in one process; the whole batch when absent
     checkpointing:bool = False   # Recompute the blocks' activations in the backward pass
@@ -141,15 +160,23 @@ class Recipe:
 def _check_range(r):
     "Raise `ValueError` for a number out of its range"
     check_positive(r, 'epochs', 'batch_size', 'lr', 'img_size', 'patch_size', 'dec_dim', 'dec_depth', 'dec_heads', 'proj_hidden',
-                   'temperature')
+                   'proj_dim', 'temperature', 'slices')
     check_warmup(r)
-    for k,most in dict(seed=2**32-1, momentum=1, focus=math.inf, weight_decay=math.inf).items():
+    for k,most in dict(seed=2**32-1, momentum=1, sigreg=1, focus=math.inf, weight_decay=math.inf).items():
         if (v := getattr(r, k)) is not None and not 0<=v<=most: raise ValueError(f'{k}={v}: must lie in [0,{most}]')
     if r.micro is not None and not 0<r.micro<=r.batch_size:
         raise ValueError(f'micro={r.micro}: must lie between 1 and the batch_size of {r.batch_size}')
     if not 0<r.mask_ratio<1: raise ValueError(f'mask_ratio={r.mask_ratio}: must lie between 0 and 1')
     if r.clip is not None and r.clip<=0: raise ValueError(f'clip={r.clip}: the largest gradient norm must be above 0, or absent')
     if r.ema is not None and not 0<r.ema<1: raise ValueError(f'ema={r.ema}: the decay must lie between 0 and 1, or be absent')
+
+def _check_views(r):
+    "Raise `ValueError` for views that are too few, or that have no probability each"
+    if r.n_views<2: raise ValueError(f'n_views={r.n_views}: at least 2 views are needed to agree')
+    n = dict(moco=2, lejepa=r.n_views).get(r.method)
+    for k in ('blur','solarise') if n else ():
+        if not isinstance(v := r.views.get(k, (0,)*n), tuple) or len(v)!=n:
+            raise ValueError(f'views.{k}={v}: {r.method} makes {n} views here and needs a probability for each')
 
 def _check_arch(name):
     "Raise `ValueError` for what is no architecture of an encoder"
@@ -185,7 +212,7 @@ def _check_recipe(r):
     if not r.scales or set(r.scales)-{1,2}:
         raise ValueError(f'scales={r.scales}: choose from 1 and 2; crops are read at twice the resolution of img_size, not more')
     grid_size(r.img_size, r.patch_size)
-    check_options(r, 'augment', Augment, 'seed'); check_options(r, 'views', TwoViews, 'size', 'mean', 'std', 'seed')
+    check_options(r, 'augment', Augment, 'seed'); check_options(r, 'views', TwoViews, 'size', 'mean', 'std', 'seed'); _check_views(r)
     if r.micro is not None and r.micro<r.batch_size and METHODS[r.method].batchwise:
         raise ValueError(f'micro={r.micro}: {r.method} compares the crops of the whole batch with each other, so in pieces it would have '
                          'another loss; leave micro out, and use checkpointing, a smaller batch_size or more processes')
