@@ -19,9 +19,9 @@ def epps_pulley(
     points:int=17, # Places `t` from 0 to `reach` at which characteristic functions are compared, at least 2
     reach:float=5.,# Largest of them
 )->Tensor:         # Statistic of each column `(M,)`, at least float32
-    """How far each column is from a standard Gaussian (LeJEPA, arXiv 2511.08544, section 4; Epps and Pulley 1983), over all processes in training
+    """Distance of each column from a standard Gaussian, over all processes in training (LeJEPA, arXiv 2511.08544, section 4)
 
-    Raises `ValueError` for fewer than two points or a `reach` that is not above 0."""
+    The statistic is that of Epps and Pulley (1983). Raises `ValueError` for fewer than two points or a `reach` that is not above 0."""
     if points<2 or not reach>0: raise ValueError(f'points={points}, reach={reach}: at least 2 points are needed, and a reach above 0')
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(promote_types(x.dtype, float32))
@@ -144,5 +144,6 @@ def lejepa_views(
 )->TwoViews:              # Gives `n` batches of views
     "Views that are all made alike; raises `ValueError` for fewer than two, and for probabilities of another number of views"
     views = TwoViews(size, scale, blur=blur or (.5,)*n, solarise=solarise or (.2,)*n, **kwargs)
-    if n<2 or len(views.blur)!=n: raise ValueError(f'{n} views with {len(views.blur)} probabilities of blur; at least 2 views are needed, and one each')
+    if n<2 or len(views.blur)!=n:
+        raise ValueError(f'{n} views with {len(views.blur)} probabilities of blur; at least 2 views are needed, and one each')
     return views
