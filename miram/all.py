@@ -27,6 +27,7 @@ NAMES = {  # module → its names
     'models.cross':        'CrossDecoder',
     'models.miram':        'DECODERS MIRAM create_mae create_miram',
     'models.moco':         'MoCo MoCoLoss TwoViews create_moco',
+    'models.lejepa':       'LeJEPA LeJEPALoss create_lejepa',
     'models.counting':     'count_step',
     'models.weights':      'save_encoder load_encoder read_config',
     'models.pretrained':   'init_encoder load_pretrained',

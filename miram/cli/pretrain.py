@@ -43,7 +43,7 @@ def miram_pretrain(
     context:Context=1.5,   # Side of a crop in longer sides of the lesion's box
     label:str='pathology', # Column for the split and for the probe on validation patients, where there is one
     data_seed:Seed=0,      # Seed of the phantom and of the split
-    method:str=None,       # mae, miram or moco, over the recipe's
+    method:str=None,       # mae, miram, moco or lejepa, over the recipe's
     epochs:Count=None,     # Passes over the crops, over the recipe's
     batch_size:Count=None, # Crops in a step over all processes, over the recipe's
     lr:number(0)=None,     # Learning rate for a batch of 256, over the recipe's
